@@ -1,0 +1,75 @@
+// The tables of backends and variants, and the plain-loop variant that tests hold Eigen against.
+#include <fmt/format.h>
+
+#include "core/cpu.h"
+
+namespace lte {
+namespace {
+
+template <bool kAdd>
+void gemm_naive(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
+  with_type(out, [&]<class T>() {
+    const int64_t inner = ta ? a.rows() : a.cols(), ac = a.cols(), bc = b.cols();
+    for (int64_t i = 0; i < out.rows(); ++i) {
+      for (int64_t j = 0; j < out.cols(); ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < inner; ++k) {
+          sum += static_cast<double>(a.as<T>()[ta ? k * ac + i : i * ac + k]) *
+                 static_cast<double>(b.as<T>()[tb ? j * bc + k : k * bc + j]);
+        }
+        T& o = out.as<T>()[i * out.cols() + j];
+        o = static_cast<T>(kAdd ? static_cast<double>(o) + sum : sum);
+      }
+    }
+  });
+}
+
+void patch_naive(Ops& ops) {
+  ops.gemm = gemm_naive<false>;
+  ops.gemm_add = gemm_naive<true>;
+}
+
+constexpr Variant kVariants[] = {
+    {"cpu", "naive", "matrix products as plain loops with sums in double: the reference",
+     patch_naive},
+};
+
+Backend open_cpu(int threads) {
+  Backend b{.name = "cpu", .ops = {}, .ctx = std::make_shared<Ctx>(threads)};
+  fill_linear(b.ops);
+  fill_norm(b.ops);
+  fill_attention(b.ops);
+  fill_ffn(b.ops);
+  fill_experts(b.ops);
+  fill_loss(b.ops);
+  return b;
+}
+
+}  // namespace
+
+std::span<const Variant> variants() { return kVariants; }
+
+Backend open_backend(std::string_view spec, int threads) {
+  const size_t plus = std::min(spec.find('+'), spec.size());
+  const std::string_view base = spec.substr(0, plus);
+  LTE_CHECK(base == "cpu", fmt::format("unknown backend '{}'; known: cpu", base));
+  Backend backend = open_cpu(threads);
+  for (size_t at = plus; at < spec.size();) {
+    const size_t end = std::min(spec.find('+', at + 1), spec.size());
+    const std::string_view name = spec.substr(at + 1, end - at - 1);
+    std::string known;
+    bool found = false;
+    for (const Variant& v : kVariants) {
+      known += fmt::format(" {}+{}", v.backend, v.name);
+      if (v.backend != base || v.name != name) continue;
+      v.patch(backend.ops), found = true;
+    }
+    LTE_CHECK(found,
+              fmt::format("unknown variant '{}' of backend {}; known:{}", name, base, known));
+    at = end;
+  }
+  backend.name = spec;
+  return backend;
+}
+
+}  // namespace lte

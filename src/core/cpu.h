@@ -1,0 +1,79 @@
+// What the files of the CPU backend share. Eigen does the arithmetic.
+#pragma once
+
+#define EIGEN_DONT_PARALLELIZE
+#include <Eigen/Core>
+#include <algorithm>
+#include <vector>
+
+#include "core/ops.h"
+#include "core/threads.h"
+
+namespace lte {
+
+struct Ctx {
+  ThreadPool pool;
+  std::vector<std::vector<std::byte>> scratch;  // one a thread and one for all, grown on first use
+
+  explicit Ctx(int threads) : pool(threads), scratch(static_cast<size_t>(pool.size()) + 1) {}
+
+  template <class T>
+  T* workspace(int thread, int64_t count) {
+    auto& block = scratch[static_cast<size_t>(thread)];
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
+    if (block.size() < bytes) block.resize(bytes);
+    auto address = reinterpret_cast<uintptr_t>(block.data());
+    return reinterpret_cast<T*>((address + 63) / 64 * 64);
+  }
+};
+
+template <class T>
+using Mat = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class T>
+using MatMap = Eigen::Map<Mat<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
+template <class T>
+using VecMap = Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>>;
+template <class T>
+using RowMap = Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>>;
+
+template <class T>
+MatMap<T> matrix(T* data, int64_t rows, int64_t cols, int64_t stride) {
+  return MatMap<T>(data, rows, cols, Eigen::OuterStride<>(stride));
+}
+template <class T>
+MatMap<T> matrix(const Tensor& t) {
+  return matrix(t.as<T>(), t.rows(), t.cols(), t.cols());
+}
+
+// Calls f.template operator()<float> or <double>.
+template <class F>
+void with_type(const Tensor& t, F&& f) {
+  if (t.dtype == DType::f64) {
+    f.template operator()<double>();
+  } else {
+    LTE_CHECK(t.dtype == DType::f32, "an operation was given integers where it wants numbers");
+    f.template operator()<float>();
+  }
+}
+
+// Cuts [0, n) into ranges of `grain` and runs fn(begin, end, thread) on each. The cut depends on n
+// and grain only.
+template <class Fn>
+void for_ranges(Ctx& c, int64_t n, int64_t grain, Fn&& fn) {
+  const int64_t pieces = (n + grain - 1) / grain;
+  c.pool.run(pieces,
+             [&](int64_t i, int thread) { fn(i * grain, std::min(n, (i + 1) * grain), thread); });
+}
+// A grain that makes a piece of about 32k elements, so that small work stays on one thread.
+inline int64_t row_grain(int64_t cols) {
+  return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, cols));
+}
+
+void fill_linear(Ops&);     // cpu_linear.cpp
+void fill_norm(Ops&);       // cpu_norm.cpp
+void fill_attention(Ops&);  // cpu_attention.cpp
+void fill_ffn(Ops&);        // cpu_ffn.cpp
+void fill_experts(Ops&);    // cpu_experts.cpp
+void fill_loss(Ops&);       // cpu_loss.cpp
+
+}  // namespace lte

@@ -1,0 +1,161 @@
+// Linear algebra and element-wise sums on the CPU.
+#include "core/cpu.h"
+
+namespace lte {
+namespace {
+
+constexpr int64_t kPieceFlops = 2'000'000;  // work of one piece: some ten microseconds
+
+template <class T, bool kAdd, class Out, class A, class B>
+void product(Out&& out, const A& a, const B& b) {
+  if constexpr (kAdd) {
+    out.noalias() += a * b;
+  } else {
+    out.noalias() = a * b;
+  }
+}
+
+// One tile of out: rows [r, r+nr), columns [c, c+nc).
+template <class T, bool kAdd>
+void gemm_tile(const MatMap<T>& out, const MatMap<T>& a, bool ta, const MatMap<T>& b, bool tb,
+               int64_t r, int64_t nr, int64_t c, int64_t nc) {
+  auto o =
+      matrix(const_cast<T*>(out.data()) + r * out.outerStride() + c, nr, nc, out.outerStride());
+  const auto at = a.transpose().middleRows(ta ? r : 0, ta ? nr : 0);
+  const auto an = a.middleRows(ta ? 0 : r, ta ? 0 : nr);
+  const auto bt = b.transpose().middleCols(tb ? c : 0, tb ? nc : 0);
+  const auto bn = b.middleCols(tb ? 0 : c, tb ? 0 : nc);
+  if (ta && tb) return product<T, kAdd>(o, at, bt);
+  if (ta) return product<T, kAdd>(o, at, bn);
+  if (tb) return product<T, kAdd>(o, an, bt);
+  return product<T, kAdd>(o, an, bn);
+}
+
+// Cuts the longer side of out into pieces, by the shape alone.
+template <bool kAdd>
+void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
+  const int64_t rows = out.rows(), cols = out.cols(), inner = ta ? a.rows() : a.cols();
+  LTE_CHECK((ta ? a.cols() : a.rows()) == rows && (tb ? b.rows() : b.cols()) == cols &&
+                (tb ? b.cols() : b.rows()) == inner,
+            "gemm: shapes do not fit");
+  with_type(out, [&]<class T>() {
+    const auto o = matrix<T>(out), am = matrix<T>(a), bm = matrix<T>(b);
+    const bool by_rows = rows >= cols;
+    const int64_t side = by_rows ? rows : cols;
+    const int64_t wanted = std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1,
+                                               std::max<int64_t>(1, side / 16));
+    const int64_t grain = ((side + wanted - 1) / wanted + 15) / 16 * 16;
+    for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int) {
+      if (by_rows) {
+        gemm_tile<T, kAdd>(o, am, ta, bm, tb, begin, end - begin, 0, cols);
+      } else {
+        gemm_tile<T, kAdd>(o, am, ta, bm, tb, 0, rows, begin, end - begin);
+      }
+    });
+  });
+}
+
+void bias_add(Ctx& ctx, Tensor x, Tensor b) {
+  with_type(x, [&]<class T>() {
+    auto m = matrix<T>(x);
+    const RowMap<T> bias(b.as<T>(), b.size());
+    for_ranges(ctx, x.rows(), row_grain(x.cols()), [&](int64_t begin, int64_t end, int) {
+      m.middleRows(begin, end - begin).rowwise() += bias;
+    });
+  });
+}
+
+void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
+  with_type(dout, [&]<class T>() {
+    const auto m = matrix<T>(dout);
+    RowMap<T> sum(db.as<T>(), db.size());
+    for_ranges(ctx, m.cols(), 64, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = 0; n < m.rows(); ++n) {
+        sum.segment(begin, end - begin) += m.row(n).segment(begin, end - begin);
+      }
+    });
+  });
+}
+
+void add(Ctx& ctx, Tensor out, Tensor a, Tensor b) {
+  with_type(out, [&]<class T>() {
+    VecMap<T> o(out.as<T>(), out.size());
+    const VecMap<T> x(a.as<T>(), a.size()), y(b.as<T>(), b.size());
+    for_ranges(ctx, out.size(), 32768, [&](int64_t begin, int64_t end, int) {
+      o.segment(begin, end - begin) = x.segment(begin, end - begin) + y.segment(begin, end - begin);
+    });
+  });
+}
+
+void fill(Ctx& ctx, Tensor out, double value) {
+  with_type(out, [&]<class T>() {
+    VecMap<T> o(out.as<T>(), out.size());
+    for_ranges(ctx, out.size(), 65536, [&](int64_t begin, int64_t end, int) {
+      o.segment(begin, end - begin).setConstant(static_cast<T>(value));
+    });
+  });
+}
+
+void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
+  with_type(x, [&]<class T>() {
+    const VecMap<T> v(x.as<T>(), x.size());
+    const int64_t grain = 65536, pieces = (x.size() + grain - 1) / grain;
+    std::vector<double> part(static_cast<size_t>(pieces));
+    for_ranges(ctx, x.size(), grain, [&](int64_t begin, int64_t end, int) {
+      part[static_cast<size_t>(begin / grain)] =
+          v.segment(begin, end - begin).template cast<double>().square().sum();
+    });
+    double total = 0;
+    for (double p : part) total += p;
+    *sum.as<double>() = total;
+  });
+}
+
+void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
+  const int32_t* token = tokens.as<int32_t>();
+  with_type(out, [&]<class T>() {
+    auto o = matrix<T>(out);
+    const auto table = matrix<T>(wte);
+    for_ranges(ctx, out.rows(), row_grain(out.cols()), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        o.row(n) = table.row(token[n]);
+        if (wpe) o.row(n) += matrix<T>(wpe).row(chunk.pos + n % chunk.T);
+      }
+    });
+  });
+}
+
+// Cut by columns: two tokens may share a row of the table, two columns never meet.
+void embed_backward_add(Ctx& ctx, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens,
+                        Chunk chunk) {
+  const int32_t* token = tokens.as<int32_t>();
+  with_type(dout, [&]<class T>() {
+    const auto d = matrix<T>(dout);
+    auto table = matrix<T>(dwte);
+    for_ranges(ctx, d.cols(), 16, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = 0; n < d.rows(); ++n) {
+        const auto part = d.row(n).segment(begin, end - begin);
+        table.row(token[n]).segment(begin, end - begin) += part;
+        if (dwpe) {
+          matrix<T>(dwpe).row(chunk.pos + n % chunk.T).segment(begin, end - begin) += part;
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void fill_linear(Ops& ops) {
+  ops.gemm = gemm<false>;
+  ops.gemm_add = gemm<true>;
+  ops.bias_add = bias_add;
+  ops.bias_backward_add = bias_backward_add;
+  ops.add = add;
+  ops.fill = fill;
+  ops.sum_squares = sum_squares;
+  ops.embed = embed;
+  ops.embed_backward_add = embed_backward_add;
+}
+
+}  // namespace lte

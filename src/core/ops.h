@@ -1,0 +1,168 @@
+// The operations table: everything the model computes, one entry an operation. A backend fills the
+// table; the model is written once on top of it.
+//
+// Letters: N tokens of a chunk over all sequences (N = B T), B sequences, T tokens of one sequence,
+// S length of the key-value cache, D model width, H query heads, K key-value heads, C width of a
+// head, F neurons of an FFN, E experts, G neurons of an expert (F = E G), V vocabulary, M any
+// width.
+//
+// Rules: outputs come first; an entry overwrites its outputs unless it is named *_add; outputs may
+// not alias inputs unless the entry says so. Tensors of one call share one dtype (f32, or f64 for
+// the finite-difference tests); tokens, targets and lists are i32. An absent tensor (data ==
+// nullptr) means that the term is left out. Every result is the same for any number of threads.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "core/tensor.h"
+
+namespace lte {
+
+struct Ctx;  // a backend's threads, streams and workspace
+
+enum class Act : uint8_t { gelu_tanh, gelu_erf, relu, silu };
+enum class Rule : uint8_t { all, threshold, top_k };
+
+// Where a chunk lies: T tokens of each of B sequences, the first at position `pos` of S.
+struct Chunk {
+  int64_t B = 1, T = 1, pos = 0;
+};
+struct HeadShape {
+  int64_t H, K, C;
+};
+struct AdamW {
+  double lr, beta1, beta2, eps, decay, grad_scale;
+  int64_t step;  // 1 for the first update
+};
+// Coefficients and shape of the two LTE regularisers (paper, section 4): see gate_loss_add.
+struct GateLoss {
+  double efficiency = 0,
+         separability = 0;              // what a sum over all (token, expert) is multiplied with
+  double tau = 0.5, eps = 0, clip = 0;  // clip 0: the separability term of a score is not clipped
+};
+
+struct Ops {
+  // ---- embedding
+  // --------------------------------------------------------------------------------- out[n,:] =
+  // wte[token[n],:] + wpe[pos + t,:]          out[N,D] tokens[N] wte[V,D] wpe[P,D] or absent
+  void (*embed)(Ctx&, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk);
+  // dwte[token[n],:] += dout[n,:];  dwpe[pos + t,:] += dout[n,:]
+  void (*embed_backward_add)(Ctx&, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Chunk);
+
+  // ---- normalisation
+  // ----------------------------------------------------------------------------- LayerNorm (b
+  // given): out = (x - mean) rstd w + b;  RMSNorm (b absent): out = x rstd w. stats[N,2] = (mean or
+  // 0, rstd), rstd = 1/sqrt(variance or mean square + eps)
+  void (*norm)(Ctx&, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps);
+  // dx += ..., dw += ..., db += ...
+  void (*norm_backward_add)(Ctx&, Tensor dx, Tensor dw, Tensor db, Tensor dout, Tensor stats,
+                            Tensor x, Tensor w);
+
+  // ---- linear algebra
+  // ---------------------------------------------------------------------------- out = op(a) op(b),
+  // op transposing where its flag is set; all are matrices (rows x last dimension)
+  void (*gemm)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
+  void (*gemm_add)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
+  // x[n,:] += b                                                                        x[N,M] b[M]
+  void (*bias_add)(Ctx&, Tensor x, Tensor b);
+  // db += sum over n of dout[n,:]
+  void (*bias_backward_add)(Ctx&, Tensor db, Tensor dout);
+  // out = a + b, element by element; out may alias a or b
+  void (*add)(Ctx&, Tensor out, Tensor a, Tensor b);
+  void (*fill)(Ctx&, Tensor out, double value);
+  // sum[1] (f64) = sum of squares of x, taken in pieces of a fixed size
+  void (*sum_squares)(Ctx&, Tensor sum, Tensor x);
+
+  // ---- attention
+  // --------------------------------------------------------------------------------- Rotates the
+  // first `heads` heads of every row by its position (Su et al., 2021; half-split form), in place;
+  // inverse turns back, which is also the backward pass.                   x[N, >= heads C]
+  void (*rope)(Ctx&, Tensor x, Chunk, int64_t heads, int64_t C, double theta, bool inverse);
+  // Copies the keys and values of qkv into the cache at pos.  qkv[N,(H+2K)C]  k,v[B,K,S,C]
+  void (*store_kv)(Ctx&, Tensor k, Tensor v, Tensor qkv, Chunk, HeadShape);
+  // Causal attention, query head h reading key-value head h K / H, over positions 0 .. pos+t.
+  // out[N,HC];  probs[B,H,T,pos+T] keeps softmax(q k / sqrt(C)) for the backward pass, or is absent
+  void (*attention)(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk,
+                    HeadShape);
+  // dqkv[N,(H+2K)C] = gradient by q, k and v of a chunk at pos 0 that fills probs[B,H,T,T]
+  void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                             Tensor probs, Chunk, HeadShape);
+
+  // ---- feed-forward
+  // ------------------------------------------------------------------------------ out = act(pre),
+  // and with a second factor (gated FFN) out = act(pre) * up           all [N,F]
+  void (*activate)(Ctx&, Tensor out, Tensor pre, Tensor up, Act);
+  // dpre = dout * act'(pre) [* up];  dup = dout * act(pre) where up is given; dpre may alias dout
+  void (*activate_backward)(Ctx&, Tensor dpre, Tensor dup, Tensor dout, Tensor pre, Tensor up, Act);
+
+  // ---- experts
+  // ----------------------------------------------------------------------------------- x = 1 / (1
+  // + exp(-x)), in place
+  void (*sigmoid)(Ctx&, Tensor x);
+  // dz = dscore * score * (1 - score); dz may alias dscore
+  void (*sigmoid_backward)(Ctx&, Tensor dz, Tensor dscore, Tensor score);
+  // Hard gates: gates[n,e] = 1 where the rule selects expert e for token n, else 0.   scores[N,E]
+  // all: every expert; threshold: score > cut (strict); top_k: the k = cut highest, ties to the
+  // lower e
+  void (*gate)(Ctx&, Tensor gates, Tensor scores, Rule, double cut);
+  // Masked execution: out[n,j] = gates[n, j/G] * a[n,j], and exactly 0 where the gate is 0; out may
+  // alias a                                                                    a[N,F] gates[N,E]
+  void (*scale_experts)(Ctx&, Tensor out, Tensor a, Tensor gates);
+  // da = gates * dout (may alias dout);  dgates[n,e] = sum over j in e of dout[n,j] a[n,j]
+  void (*scale_experts_backward)(Ctx&, Tensor da, Tensor dgates, Tensor dout, Tensor a,
+                                 Tensor gates);
+  // Adds to dscores[N,E] the gradient, and writes to sums[3] (f64), over all (token, expert):
+  //   sums[0] = sum of G^2;  sums[1] = sum of min(1 / ((G - tau)^2 + eps), clip);  sums[2] = # G >
+  //   tau
+  // dscores may be absent. The gradient of a clipped term is 0.
+  void (*gate_loss_add)(Ctx&, Tensor dscores, Tensor sums, Tensor scores, GateLoss);
+  // Compaction: count[e] = number of tokens with gate != 0; index[e, 0..count) = those tokens,
+  // ascending                                                    index[E,N] count[E] (i32)
+  // gates[N,E]
+  void (*route)(Ctx&, Tensor index, Tensor count, Tensor gates);
+  // Gathered execution: out[n,:] = sum over selected e of gates[n,e] * sum over j in e of
+  //   act(x . up[j] + up_bias[j]) * down[j,:], or act(x . gate_w[j]) * (x . up[j]) where gate_w is
+  //   given.
+  // Rows of experts that no token selects are never read.   out,x[N,D] up,gate_w,down[F,D]
+  // up_bias[F]
+  void (*ffn_gathered)(Ctx&, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
+                       Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
+
+  // ---- loss and update
+  // --------------------------------------------------------------------------- loss[n] = -log
+  // softmax(logits[n])[target[n]], 0 where target < 0; dlogits = scale * (softmax - one hot), 0
+  // where target < 0; dlogits may be absent or alias logits      logits[N,V] loss[N] targets[N]
+  void (*cross_entropy)(Ctx&, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
+                        double scale);
+  // Adds w * KL(softmax(teacher) || softmax(logits)) to the gradient: dlogits += w *
+  // (softmax(logits) - softmax(teacher)) where target >= 0; dlogits may not alias logits
+  void (*distill_add)(Ctx&, Tensor dlogits, Tensor logits, Tensor teacher, Tensor targets,
+                      double w);
+  // Loshchilov and Hutter, 2019: g = grad_scale grad; m, v moments with bias correction;
+  // p -= lr (m / (sqrt(v) + eps) + decay p)
+  void (*adamw)(Ctx&, Tensor p, Tensor grad, Tensor m, Tensor v, AdamW);
+};
+
+struct Backend {
+  std::string name;
+  Ops ops;
+  std::shared_ptr<Ctx> ctx;
+};
+
+// Another kernel for one or more entries of a backend: "cpu+naive".
+struct Variant {
+  const char* backend;
+  const char* name;
+  const char* about;
+  void (*patch)(Ops&);
+};
+std::span<const Variant> variants();
+
+// `spec` is a backend with variants, "cpu" or "cpu+naive". threads <= 0: one for each core.
+// Throws Error that lists what is known.
+Backend open_backend(std::string_view spec, int threads = 0);
+
+}  // namespace lte

@@ -1,0 +1,95 @@
+// A tensor is a view: non-owning, row-major, passed by value. Free of third-party headers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "core/check.h"
+
+namespace lte {
+
+enum class DType : uint8_t { f32, f64, i32 };
+
+template <class T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, float>) return DType::f32;
+  if constexpr (std::is_same_v<T, double>) return DType::f64;
+  if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
+}
+constexpr size_t size_of(DType t) { return t == DType::f64 ? 8 : 4; }
+constexpr const char* name_of(DType t) {
+  return t == DType::f32 ? "F32" : t == DType::f64 ? "F64" : "I32";
+}
+
+struct Tensor {
+  void* data = nullptr;  // null: the tensor is absent (an optional bias, say)
+  DType dtype = DType::f32;
+  int rank = 0;
+  int64_t dim[4] = {1, 1, 1, 1};
+
+  explicit operator bool() const { return data != nullptr; }
+  int64_t size() const { return dim[0] * dim[1] * dim[2] * dim[3]; }
+  // All dimensions but the last taken together, and the last one.
+  int64_t cols() const { return rank == 0 ? 1 : dim[rank - 1]; }
+  int64_t rows() const { return cols() == 0 ? 0 : size() / cols(); }
+  size_t bytes() const { return static_cast<size_t>(size()) * size_of(dtype); }
+
+  template <class T>
+  T* as() const {
+    LTE_CHECK(dtype == dtype_of<T>(), std::string("a tensor of ") + name_of(dtype) +
+                                          " was read as " + name_of(dtype_of<T>()));
+    return static_cast<T*>(data);
+  }
+};
+
+inline Tensor shape(DType t, std::initializer_list<int64_t> dims) {
+  Tensor out;
+  out.dtype = t;
+  for (int64_t d : dims) out.dim[out.rank++] = d;
+  return out;
+}
+
+// The i-th slice along the first dimension.
+inline Tensor slice(const Tensor& t, int64_t i) {
+  Tensor out = t;
+  for (int k = 0; k + 1 < t.rank; ++k) out.dim[k] = t.dim[k + 1];
+  out.dim[t.rank - 1] = 1;
+  out.rank = t.rank - 1;
+  if (t.data) out.data = static_cast<char*>(t.data) + static_cast<size_t>(i) * out.bytes();
+  return out;
+}
+
+// The first n rows of a tensor, the last dimension being the columns.
+inline Tensor first_rows(const Tensor& t, int64_t n) {
+  Tensor out = shape(t.dtype, {n, t.cols()});
+  out.data = t.data;
+  return out;
+}
+
+// A block of host memory that tensors are carved from, each on a cache line of its own.
+struct Arena {
+  std::unique_ptr<std::byte[]> block;
+  size_t capacity = 0, used = 0;
+
+  static constexpr size_t kAlign = 64;
+  static size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+  void reserve(size_t bytes) {
+    block = std::make_unique<std::byte[]>(bytes + kAlign);  // zero-filled
+    capacity = bytes, used = 0;
+  }
+  std::byte* base() const {
+    auto address = reinterpret_cast<uintptr_t>(block.get());
+    return block.get() + (kAlign - address % kAlign) % kAlign;
+  }
+  void carve(Tensor& t) {
+    LTE_CHECK(used + padded(t.bytes()) <= capacity, "arena: reserved too little memory");
+    t.data = base() + used;
+    used += padded(t.bytes());
+  }
+};
+
+}  // namespace lte

@@ -1,0 +1,70 @@
+#include "data/dataset.h"
+
+#include <fmt/format.h>
+
+#include "core/check.h"
+#include "data/text_data.h"
+#include "datasets/dialects.h"
+#include "datasets/restaurants.h"
+
+namespace lte {
+namespace {
+
+constexpr std::string_view kTextPrefix = "text:";
+
+// THE list of datasets. "" as tokenizer: the loader chooses by the text.
+constexpr DatasetRow kDatasets[] = {
+    {"dialects", "64 dialects over 64 symbols, generated; entropy and floor are known", "chars",
+     load_dialects},
+    {"restaurants", "slots to sentence, generated; scored on the sentences", "bpe:512",
+     load_restaurants},
+    {"tinyshakespeare", "1.1 MB of plays, 90/5/5 in order; file", "chars", load_tinyshakespeare},
+    {"wikitext-2", "Wikipedia articles, word-level text with <unk>; files", "bpe:1024",
+     load_wikitext2},
+    {"text:PATH", "a UTF-8 text file of yours, 90/5/5 in order", "", load_text_file},
+};
+
+bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+std::string known_names() {
+  std::string names;
+  for (const DatasetRow& row : kDatasets)
+    names += (names.empty() ? "" : ", ") + std::string(row.name);
+  return names;
+}
+
+}  // namespace
+
+std::span<const DatasetRow> datasets() { return kDatasets; }
+
+Dataset load_dataset(const std::string& name, const std::string& tokenizer,
+                     const DataPaths& paths) {
+  for (const DatasetRow& row : kDatasets) {
+    const bool is_text = std::string_view(row.name).starts_with(kTextPrefix);
+    if (is_text ? name.starts_with(kTextPrefix) : name == row.name) {
+      return row.load(name, tokenizer.empty() ? row.tokenizer : tokenizer, paths);
+    }
+  }
+  fail(fmt::format("dataset \"{}\" is not known; known are {}", name, known_names()));
+}
+
+TextSize text_size(const Tokenizer& tokenizer, const TokenSet& set,
+                   std::span<const Window> windows) {
+  TextSize size;
+  for (const Window& w : windows) {
+    for (int64_t i = w.start + 1; i <= w.start + w.length; ++i) {
+      if (!set.scored.empty() && !set.scored[i]) continue;
+      const std::string& bytes = tokenizer.vocab[set.tokens[i]];
+      ++size.tokens;
+      size.bytes += static_cast<int64_t>(bytes.size());
+      bool after_space = is_space(tokenizer.vocab[set.tokens[i - 1]].back());
+      for (char c : bytes) {
+        size.words += after_space && !is_space(c);
+        after_space = is_space(c);
+      }
+    }
+  }
+  return size;
+}
+
+}  // namespace lte

@@ -1,0 +1,135 @@
+#include "methods/cluster.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/rng.h"
+
+namespace lte {
+namespace {
+
+struct Clustering {
+  int64_t F, D, k, group;
+  std::vector<float> x, centre;  // [F,D] [k,D]
+  std::vector<float> distance;   // [F,k] squared
+  std::vector<int> label;
+
+  float squared(const float* a, const float* b) const {
+    float sum = 0;
+    for (int64_t i = 0; i < D; ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sum;
+  }
+  float& at(int64_t j, int64_t c) { return distance[static_cast<size_t>(j * k + c)]; }
+
+  // k-means++ (Arthur and Vassilvitskii, 2007).
+  void seed_centres(Rng& rng) {
+    std::vector<double> nearest(static_cast<size_t>(F), 1e30);
+    int64_t pick = static_cast<int64_t>(rng.below(static_cast<uint64_t>(F)));
+    for (int64_t c = 0; c < k; ++c) {
+      std::copy_n(x.begin() + pick * D, D, centre.begin() + c * D);
+      double total = 0;
+      for (int64_t j = 0; j < F; ++j) {
+        double& n = nearest[static_cast<size_t>(j)];
+        n = std::min<double>(
+            n, squared(&x[static_cast<size_t>(j * D)], &centre[static_cast<size_t>(c * D)]));
+        total += n;
+      }
+      double target = rng.uniform() * total;
+      for (pick = 0; pick + 1 < F && target > nearest[static_cast<size_t>(pick)]; ++pick) {
+        target -= nearest[static_cast<size_t>(pick)];
+      }
+    }
+  }
+
+  void measure() {
+    for (int64_t j = 0; j < F; ++j) {
+      for (int64_t c = 0; c < k; ++c) {
+        at(j, c) = squared(&x[static_cast<size_t>(j * D)], &centre[static_cast<size_t>(c * D)]);
+      }
+    }
+  }
+
+  // Nearest pairs first, as long as the cluster has room.
+  void assign_greedily() {
+    std::vector<int32_t> pairs(static_cast<size_t>(F * k));
+    std::iota(pairs.begin(), pairs.end(), 0);
+    std::stable_sort(pairs.begin(), pairs.end(), [&](int32_t a, int32_t b) {
+      return distance[static_cast<size_t>(a)] < distance[static_cast<size_t>(b)];
+    });
+    std::vector<int64_t> room(static_cast<size_t>(k), group);
+    std::fill(label.begin(), label.end(), -1);
+    for (int32_t pair : pairs) {
+      const auto j = static_cast<size_t>(pair / k), c = static_cast<size_t>(pair % k);
+      if (label[j] >= 0 || room[c] == 0) continue;
+      label[j] = static_cast<int>(c);
+      --room[c];
+    }
+  }
+
+  // Exchanges the clusters of two rows while the sum of distances falls.
+  void exchange() {
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (int64_t a = 0; a < F; ++a) {
+        for (int64_t b = a + 1; b < F; ++b) {
+          int &la = label[static_cast<size_t>(a)], &lb = label[static_cast<size_t>(b)];
+          if (la == lb || at(a, la) + at(b, lb) <= at(a, lb) + at(b, la) + 1e-6f) continue;
+          std::swap(la, lb);
+          changed = true;
+        }
+      }
+    }
+  }
+
+  void move_centres() {
+    std::fill(centre.begin(), centre.end(), 0.f);
+    for (int64_t j = 0; j < F; ++j) {
+      for (int64_t i = 0; i < D; ++i) {
+        centre[static_cast<size_t>(label[static_cast<size_t>(j)] * D + i)] +=
+            x[static_cast<size_t>(j * D + i)] / static_cast<float>(group);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+std::vector<int> balanced_kmeans(const Tensor& features, int group, uint64_t seed, int rounds) {
+  const int64_t F = features.rows(), D = features.cols(), k = F / group;
+  LTE_CHECK(group >= 1 && k * group == F,
+            "balanced_kmeans: the group size does not divide the rows");
+  const auto elements = static_cast<size_t>(F * D);
+  Clustering c{.F = F,
+               .D = D,
+               .k = k,
+               .group = group,
+               .x = std::vector<float>(elements),
+               .centre = std::vector<float>(static_cast<size_t>(k * D)),
+               .distance = std::vector<float>(static_cast<size_t>(F * k)),
+               .label = std::vector<int>(static_cast<size_t>(F))};
+  for (int64_t j = 0; j < F; ++j) {
+    const float* row = features.as<float>() + j * D;
+    const float norm = std::sqrt(std::inner_product(row, row + D, row, 0.f));
+    for (int64_t i = 0; i < D; ++i)
+      c.x[static_cast<size_t>(j * D + i)] = norm > 0 ? row[i] / norm : 0;
+  }
+  Rng rng(seed);
+  c.seed_centres(rng);
+  for (int round = 0; round < rounds; ++round) {
+    const std::vector<int> before = c.label;
+    c.measure();
+    c.assign_greedily();
+    c.exchange();
+    c.move_centres();
+    if (c.label == before) break;
+  }
+  std::vector<int> order(static_cast<size_t>(F));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return c.label[static_cast<size_t>(a)] < c.label[static_cast<size_t>(b)];
+  });
+  return order;
+}
+
+}  // namespace lte

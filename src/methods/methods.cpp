@@ -1,0 +1,112 @@
+#include "methods/methods.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/rng.h"
+#include "methods/cluster.h"
+#include "model/batches.h"
+#include "model/score.h"
+
+namespace lte {
+namespace {
+
+const Method* const kMethods[] = {&kDense, &kLte, &kLteOneStage, &kPrune};
+
+}  // namespace
+
+std::span<const Method> methods() {
+  static const std::vector<Method> rows = [] {
+    std::vector<Method> r;
+    for (const Method* m : kMethods) r.push_back(*m);
+    return r;
+  }();
+  return rows;
+}
+
+const Method& find_method(std::string_view name) {
+  std::vector<std::string> known;
+  for (const Method& m : methods()) {
+    if (m.name == name) return m;
+    known.push_back(m.name);
+  }
+  fail(fmt::format("unknown method '{}'; known: {}", name, fmt::join(known, ", ")));
+}
+
+std::vector<KnobRow> all_knobs(const Method& m) {
+  std::vector<KnobRow> rows(m.knobs.begin(), m.knobs.end());
+  rows.insert(rows.end(), std::begin(kTrainingKnobs), std::end(kTrainingKnobs));
+  return rows;
+}
+
+Fitted fit(const FitInput& in, std::string_view name, const Knobs& set) {
+  const Method& method = find_method(name);
+  const Knobs knobs = resolve_knobs(name, all_knobs(method), set);
+  Fitted out = method.fit(in, knobs);
+  out.plan.method = name;
+  out.plan.knobs = knobs;
+  return out;
+}
+
+TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
+  TrainSpec s;
+  s.steps = steps;
+  s.batch = static_cast<int>(get_whole(k, "batch", 1, 65536));
+  const auto seq = static_cast<int>(get_whole(k, "seq", 0, 1 << 20));
+  s.seq = std::min(seq > 0 ? seq : in.seq, in.dense.cfg.max_seq);
+  s.lr = get_number(k, "lr", 0, 10);
+  s.clip = get_number(k, "clip", 0, 1e9);
+  s.decay = get_number(k, "decay", 0, 10);
+  s.seed = in.seed;
+  s.first = uint64_t{1} << 32;  // batches that the base model was not trained on in this order
+  return s;
+}
+
+void run_stage(const FitInput& in, Fitted& f, const TrainSpec& spec, const std::string& stage) {
+  if (spec.steps == 0) return;
+  train(in.backend, f.params, f.plan, in.train, in.valid, spec,
+        in.hooks ? in.hooks(stage) : TrainHooks{});
+  const int64_t tokens = spec.steps * spec.batch * spec.seq * spec.accum;
+  f.train_tokens += tokens;
+  f.train_flops += static_cast<double>(tokens) *
+                   train_flops(f.params.cfg, f.plan, spec.seq, spec.teacher != nullptr);
+}
+
+void add_histogram(const FitInput& in, Fitted& f, Gate gate, const std::string& stage) {
+  const std::vector<Window> windows =
+      test_windows(in.valid, std::min(in.seq, f.params.cfg.max_seq), 16);
+  f.histograms.push_back(
+      {stage, score_histogram(in.backend, f.params, f.plan, in.valid, windows, gate)});
+}
+
+Plan routed_plan(const Params& dense, int group, bool bias, RouterInput input, Rule rule,
+                 double cut, uint64_t seed) {
+  const ModelConfig& c = dense.cfg;
+  LTE_CHECK(group >= 1 && c.ffn % group == 0,
+            fmt::format("knob group={}: wants a divisor of the FFN width {}", group, c.ffn));
+  Plan plan = dense_plan(c);
+  for (size_t i = 0; i < plan.layer.size(); ++i) {
+    const LayerParams& l = dense.layer[i];
+    plan.layer[i] = {
+        .group = group,
+        .order = balanced_kmeans(c.gated ? l.gate_w : l.up_w, group, hash64(seed, 0xc1, i)),
+        .router = RouterKind::linear,
+        .router_bias = bias,
+        .input = input,
+        .rule = rule,
+        .cut = cut};
+  }
+  return plan;
+}
+
+void init_routers(Params& p, double std, double bias, uint64_t seed) {
+  for (size_t i = 0; i < p.layer.size(); ++i) {
+    Rng rng(hash64(seed, 0x407e4, i));
+    Tensor &w = p.layer[i].router_w, &b = p.layer[i].router_b;
+    for (int64_t k = 0; k < w.size(); ++k)
+      w.as<float>()[k] = static_cast<float>(std * rng.normal());
+    for (int64_t k = 0; b && k < b.size(); ++k) b.as<float>()[k] = static_cast<float>(bias);
+  }
+}
+
+}  // namespace lte

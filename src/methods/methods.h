@@ -1,0 +1,74 @@
+// The registry of sparsity methods: one row a method, one file a row.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tokens.h"
+#include "methods/knobs.h"
+#include "model/train.h"
+
+namespace lte {
+
+struct FitInput {
+  Backend& backend;
+  const Params& dense;    // in the original order
+  const TokenSet& train;  // also what is calibrated on
+  const TokenSet& valid;  // where crossings and histograms are looked at
+  int seq = 128;          // the dataset's window length
+  uint64_t seed = 0;
+  std::function<TrainHooks(const std::string& stage)> hooks;  // may be empty
+};
+
+struct Histogram {
+  std::string stage;
+  std::vector<std::vector<int64_t>> layer;  // counts over equal bins of [0, 1]
+};
+
+struct Fitted {
+  Params params;
+  Plan plan;
+  int64_t train_tokens = 0, calibration_tokens = 0;
+  double train_flops = 0;
+  std::vector<Histogram> histograms;  // of router scores, at the end of each stage
+};
+
+using FitFn = Fitted (*)(const FitInput&, const Knobs&);
+
+struct Method {
+  const char* name;
+  FitFn fit;
+  std::span<const KnobRow> knobs;  // beside kTrainingKnobs
+  const char* source;
+  const char* about;
+};
+
+std::span<const Method> methods();
+const Method& find_method(std::string_view name);  // throws Error that lists the known ones
+
+// Resolves the knobs and fits; the plan carries the method's name and every knob.
+Fitted fit(const FitInput&, std::string_view method, const Knobs& set);
+// The knobs of a method with their defaults.
+std::vector<KnobRow> all_knobs(const Method&);
+
+// The rows, one in each file of this folder.
+extern const Method kDense, kLte, kLteOneStage, kPrune;
+
+// ---- what methods share
+// ----------------------------------------------------------------------------
+
+// A stage's settings from the shared knobs.
+TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
+// Trains one named stage of a fit and adds its tokens and FLOPs.
+void run_stage(const FitInput&, Fitted&, const TrainSpec&, const std::string& stage);
+// Adds a histogram of the router scores on validation windows.
+void add_histogram(const FitInput&, Fitted&, Gate, const std::string& stage);
+// A plan of experts of `group` neighbours, grouped by balanced k-means, with linear routers.
+Plan routed_plan(const Params& dense, int group, bool bias, RouterInput, Rule, double cut,
+                 uint64_t seed);
+// Fills the routers: weights normal(0, std), biases `bias`.
+void init_routers(Params&, double std, double bias, uint64_t seed);
+
+}  // namespace lte

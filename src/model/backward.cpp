@@ -1,0 +1,128 @@
+// The backward pass, layer by layer in reverse. g.dx carries the gradient by the residual stream.
+#include "model/forward.h"
+#include "model/rows.h"
+
+namespace lte {
+namespace {
+
+struct Pass {
+  Backend& be;
+  const ModelConfig& c;
+  Chunk chunk;
+  Run run;
+  const LossTerms& terms;
+  Gradients& g;
+  Tensor dx, dnorm;  // [N,D]
+};
+
+// dw += dout' x;  db += sum dout
+void linear_backward_add(Pass& p, Tensor dw, Tensor db, Tensor dout, Tensor x) {
+  p.be.ops.gemm_add(*p.be.ctx, dw, dout, true, x, false);
+  if (db) p.be.ops.bias_backward_add(*p.be.ctx, db, dout);
+}
+
+// The gradient that reaches the router's logits, from the task through the gates (p.g.dgates) and
+// from the regularisers; then on to its weights and its input. L and E normalise as in the paper.
+void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
+                     const LayerState& s, Tensor dgates, GateSums& sums, size_t layers) {
+  const Ops& op = p.be.ops;
+  const bool through_task = p.run.gate == Gate::soft || p.terms.straight_through;
+  if (!through_task) op.fill(*p.be.ctx, dgates, 0);
+  const double share = 1.0 / (static_cast<double>(layers) * static_cast<double>(s.scores.size()));
+  const GateLoss loss{.efficiency = p.terms.eta * share,
+                      .separability = p.terms.lambda * share,
+                      .tau = p.terms.tau,
+                      .eps = p.terms.sep_eps,
+                      .clip = p.terms.sep_clip};
+  op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
+  const double* v = p.g.sums.as<double>();
+  sums = {.square = v[0], .separation = v[1], .above = v[2]};
+  if (!p.terms.train_routers) return;
+  op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
+  const bool normed = plan.input == RouterInput::normed;
+  linear_backward_add(p, d.router_w, d.router_b, dgates, normed ? s.norm2 : s.mid);
+  op.gemm_add(*p.be.ctx, normed ? p.dnorm : p.dx, dgates, false, w.router_w, false);
+}
+
+void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
+                  const LayerState& s, GateSums& sums, size_t layers) {
+  const Ops& op = p.be.ops;
+  const bool routed = plan.router != RouterKind::none;
+  Tensor dact = s.act, dup = s.act, dgates = s.gates;
+  dact.data = p.g.dact.data, dup.data = p.g.dup.data, dgates.data = p.g.dgates.data;
+  op.gemm(*p.be.ctx, dact, p.dx, false, w.down_w, true);
+  linear_backward_add(p, d.down_w, {}, routed ? s.hidden : s.act, p.dx);
+  if (d.down_b) op.bias_backward_add(*p.be.ctx, d.down_b, p.dx);
+  if (routed) {
+    op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
+                              p.run.gate == Gate::soft ? s.scores : s.gates);
+  }
+  if (p.c.gated) {
+    op.activate_backward(*p.be.ctx, dact, dup, dact, s.gate, s.up, p.c.act);
+    op.gemm(*p.be.ctx, p.dnorm, dact, false, w.gate_w, false);
+    linear_backward_add(p, d.gate_w, {}, dact, s.norm2);
+    op.gemm_add(*p.be.ctx, p.dnorm, dup, false, w.up_w, false);
+    linear_backward_add(p, d.up_w, {}, dup, s.norm2);
+  } else {
+    op.activate_backward(*p.be.ctx, dact, {}, dact, s.up, {}, p.c.act);
+    op.gemm(*p.be.ctx, p.dnorm, dact, false, w.up_w, false);
+    linear_backward_add(p, d.up_w, d.up_b, dact, s.norm2);
+  }
+  if (routed) router_backward(p, w, d, plan, s, dgates, sums, layers);
+  op.norm_backward_add(*p.be.ctx, p.dx, d.norm2_w, d.norm2_b, p.dnorm, s.stats2, s.mid, w.norm2_w);
+}
+
+void attention_backward(Pass& p, const LayerParams& w, const LayerParams& d, const LayerState& s) {
+  const Ops& op = p.be.ops;
+  Tensor dattended = s.attended, dqkv = s.qkv;
+  dattended.data = p.g.dattended.data, dqkv.data = p.g.dqkv.data;
+  op.gemm(*p.be.ctx, dattended, p.dx, false, w.proj_w, false);
+  linear_backward_add(p, d.proj_w, d.proj_b, p.dx, s.attended);
+  op.attention_backward(*p.be.ctx, dqkv, dattended, s.qkv, s.k, s.v, s.probs, p.chunk,
+                        p.c.head_shape());
+  if (p.c.rope) {
+    op.rope(*p.be.ctx, dqkv, p.chunk, p.c.heads + p.c.kv_heads, p.c.head_dim(), p.c.rope_theta,
+            true);
+  }
+  op.gemm(*p.be.ctx, p.dnorm, dqkv, false, w.qkv_w, false);
+  linear_backward_add(p, d.qkv_w, d.qkv_b, dqkv, s.norm1);
+  op.norm_backward_add(*p.be.ctx, p.dx, d.norm1_w, d.norm1_b, p.dnorm, s.stats1, s.x, w.norm1_w);
+}
+
+}  // namespace
+
+void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Tensor targets,
+              Chunk chunk, Run run, const LossTerms& terms, double weight, Tensor teacher,
+              State& state, Gradients& g) {
+  LTE_CHECK(state.keep == Keep::all_layers && run.exec == Exec::masked && chunk.pos == 0,
+            "backward: wants a masked forward over whole prompts that kept all layers");
+  const Ops& op = be.ops;
+  const int64_t N = chunk.B * chunk.T;
+  Pass pass{.be = be,
+            .c = p.cfg,
+            .chunk = chunk,
+            .run = run,
+            .terms = terms,
+            .g = g,
+            .dx = first_rows(g.dx, N),
+            .dnorm = first_rows(g.dnorm, N)};
+  const Tensor logits = first_rows(state.logits, N), dlogits = first_rows(g.dlogits, N);
+  const double distill = teacher ? terms.distill : 0;
+  op.cross_entropy(*be.ctx, first_rows(state.losses, N), dlogits, logits, targets,
+                   weight * (1 - distill));
+  if (teacher) op.distill_add(*be.ctx, dlogits, logits, teacher, targets, weight * distill);
+  Params& d = g.d;
+  op.gemm(*be.ctx, pass.dnorm, dlogits, false, p.head(), false);
+  op.gemm_add(*be.ctx, d.head(), dlogits, true, first_rows(state.norm, N), false);
+  op.fill(*be.ctx, pass.dx, 0);
+  op.norm_backward_add(*be.ctx, pass.dx, d.norm_w, d.norm_b, pass.dnorm, first_rows(state.stats, N),
+                       first_rows(state.x_out, N), p.norm_w);
+  for (size_t i = p.layer.size(); i-- > 0;) {
+    const LayerState s = rows_of(state.layer[i], chunk);
+    ffn_backward(pass, p.layer[i], d.layer[i], plan.layer[i], s, g.gate_sums[i], p.layer.size());
+    attention_backward(pass, p.layer[i], d.layer[i], s);
+  }
+  op.embed_backward_add(*be.ctx, d.wte, d.wpe, pass.dx, tokens, chunk);
+}
+
+}  // namespace lte

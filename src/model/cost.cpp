@@ -1,0 +1,43 @@
+#include "model/cost.h"
+
+namespace lte {
+
+Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> active_layer,
+             double context) {
+  const double D = c.dim, HC = static_cast<double>(c.heads) * c.head_dim();
+  const double KC = static_cast<double>(c.kv_heads) * c.head_dim(), qkv = c.qkv_width();
+  const double bias = c.bias ? 1 : 0, norm = c.rms_norm ? 1 : 2, ffn_matrices = c.gated ? 3 : 2;
+  double macs = 0, weights = 0, activations = 0;
+  for (size_t i = 0; i < plan.layer.size(); ++i) {
+    const FfnPlan& p = plan.layer[i];
+    const double F = active_layer[i] * c.ffn;  // neurons computed
+    const bool routed = p.router != RouterKind::none;
+    const double E = routed ? static_cast<double>(experts(c, p)) : 0;
+    const double linear = qkv * D + HC * D + ffn_matrices * F * D + E * D;
+    macs += linear;
+    weights +=
+        linear + 2 * norm * D + bias * (qkv + 2 * D + (c.gated ? 0 : F)) + (p.router_bias ? E : 0);
+    // What the operations read: norms, projections, attention, sums, activation and down product.
+    activations += D + D + qkv + HC + 2 * D + D + ffn_matrices * F + (ffn_matrices - 1) * D +
+                   (routed ? D + E : 0) + 2 * D;
+  }
+  const double layers = c.layers, head = static_cast<double>(c.vocab) * D;
+  const double kv = 2 * layers * context * KC;
+  Cost cost;
+  cost.flops_paper = 2 * macs;
+  cost.flops_full = 2 * (macs + 2 * layers * context * HC + head);
+  cost.bytes = 4 * (weights + head + norm * D + (c.rope ? 1 : 2) * D + kv + activations + 2 * D);
+  return cost;
+}
+
+double train_flops(const ModelConfig& c, const Plan& plan, int seq, bool teacher) {
+  std::vector<double> kept;
+  for (const FfnPlan& p : plan.layer)
+    kept.push_back(static_cast<double>(kept_neurons(c, p)) / c.ffn);
+  const double context = (seq + 1) / 2.0, own = 3 * cost_of(c, plan, kept, context).flops_full;
+  if (!teacher) return own;
+  const std::vector<double> all(kept.size(), 1.0);
+  return own + cost_of(c, dense_plan(c), all, context).flops_full;
+}
+
+}  // namespace lte

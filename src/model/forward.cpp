@@ -1,0 +1,83 @@
+// Pre-norm decoder: x += attention(norm(x)); x += ffn(norm(x)); logits = norm(x) head'.
+#include "model/forward.h"
+
+#include "model/rows.h"
+
+namespace lte {
+namespace {
+
+void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b) {
+  be.ops.gemm(*be.ctx, out, x, false, w, true);
+  if (b) be.ops.bias_add(*be.ctx, out, b);
+}
+
+void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Chunk chunk,
+                     LayerState& s) {
+  const Ops& op = be.ops;
+  op.norm(*be.ctx, s.norm1, s.stats1, s.x, w.norm1_w, w.norm1_b, c.norm_eps);
+  linear(be, s.qkv, s.norm1, w.qkv_w, w.qkv_b);
+  if (c.rope) {
+    op.rope(*be.ctx, s.qkv, chunk, c.heads + c.kv_heads, c.head_dim(), c.rope_theta, false);
+  }
+  op.store_kv(*be.ctx, s.k, s.v, s.qkv, chunk, c.head_shape());
+  op.attention(*be.ctx, s.attended, s.probs, s.qkv, s.k, s.v, chunk, c.head_shape());
+  linear(be, s.delta, s.attended, w.proj_w, w.proj_b);
+  op.add(*be.ctx, s.mid, s.x, s.delta);
+}
+
+// Scores and gates of a routed layer; the compaction too where execution skips.
+void route_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, LayerState& s) {
+  const Tensor& input = plan.input == RouterInput::normed ? s.norm2 : s.mid;
+  linear(be, s.scores, input, w.router_w, w.router_b);
+  be.ops.sigmoid(*be.ctx, s.scores);
+  if (run.gate == Gate::hard) be.ops.gate(*be.ctx, s.gates, s.scores, plan.rule, plan.cut);
+  if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
+}
+
+void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+               Run run, LayerState& s) {
+  const Ops& op = be.ops;
+  op.norm(*be.ctx, s.norm2, s.stats2, s.mid, w.norm2_w, w.norm2_b, c.norm_eps);
+  const bool routed = plan.router != RouterKind::none;
+  if (routed) route_layer(be, w, plan, run, s);
+  if (routed && run.exec == Exec::gathered) {
+    op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, w.up_w, w.up_b, w.gate_w,
+                    w.down_w, c.act);
+  } else {
+    linear(be, s.up, s.norm2, w.up_w, w.up_b);
+    if (c.gated) linear(be, s.gate, s.norm2, w.gate_w, {});
+    op.activate(*be.ctx, s.act, c.gated ? s.gate : s.up, c.gated ? s.up : Tensor{}, c.act);
+    if (routed) {
+      op.scale_experts(*be.ctx, s.hidden, s.act, run.gate == Gate::soft ? s.scores : s.gates);
+    }
+    op.gemm(*be.ctx, s.delta, routed ? s.hidden : s.act, false, w.down_w, false);
+  }
+  if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
+}
+
+}  // namespace
+
+void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chunk chunk, Run run,
+             State& state) {
+  LTE_CHECK(run.gate == Gate::hard || run.exec == Exec::masked,
+            "forward: soft gates cannot be gathered");
+  LTE_CHECK(chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
+                chunk.pos + chunk.T <= state.S,
+            "forward: the chunk does not fit the state");
+  const int64_t N = chunk.B * chunk.T;
+  const ModelConfig& c = p.cfg;
+  Tensor x = first_rows(state.layer.empty() ? state.x_out : state.layer[0].x, N);
+  be.ops.embed(*be.ctx, x, tokens, p.wte, p.wpe, chunk);
+  for (size_t i = 0; i < p.layer.size(); ++i) {
+    LayerState s = rows_of(state.layer[i], chunk);
+    attention_layer(be, c, p.layer[i], chunk, s);
+    ffn_layer(be, c, p.layer[i], plan.layer[i], run, s);
+    x = first_rows(i + 1 < p.layer.size() ? state.layer[i + 1].x : state.x_out, N);
+    be.ops.add(*be.ctx, x, s.mid, s.delta);
+  }
+  const Tensor norm = first_rows(state.norm, N);
+  be.ops.norm(*be.ctx, norm, first_rows(state.stats, N), x, p.norm_w, p.norm_b, c.norm_eps);
+  be.ops.gemm(*be.ctx, first_rows(state.logits, N), norm, false, p.head(), true);
+}
+
+}  // namespace lte

@@ -1,0 +1,76 @@
+// The one forward and its backward: training, accuracy and latency all go through here.
+#pragma once
+
+#include <vector>
+
+#include "model/params.h"
+
+namespace lte {
+
+enum class Gate : uint8_t { soft, hard };        // soft: scores scale their experts; hard: 0 or 1
+enum class Exec : uint8_t { masked, gathered };  // compute all and zero, or skip
+enum class Keep : uint8_t { one_layer, all_layers };
+
+struct Run {
+  Gate gate = Gate::hard;
+  Exec exec = Exec::gathered;
+};
+
+// Activations of one layer; N = B T rows.
+struct LayerState {
+  Tensor x;                      // [N,D] input of the layer, the residual stream
+  Tensor norm1, stats1;          // [N,D] [N,2]
+  Tensor qkv, probs, attended;   // [N,(H+2K)C] [B,H,T,T] (all_layers only) [N,HC]
+  Tensor mid;                    // [N,D] residual after attention
+  Tensor norm2, stats2;          // [N,D] [N,2]
+  Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
+  Tensor delta;                  // [N,D] what attention, then the FFN, adds
+  // Not overwritten by the next layer, whatever Keep says:
+  Tensor scores, gates, index, count;  // [N,E] [N,E] [E,N] [E]
+  Tensor k, v;                         // [B,K,S,C] the key-value cache
+};
+
+struct State {
+  int64_t B = 0, T = 0, S = 0;  // the largest chunk, and the length of the cache
+  Keep keep = Keep::one_layer;
+  std::vector<LayerState> layer;
+  Tensor x_out, norm, stats, logits, losses;  // [N,D] [N,D] [N,2] [N,V] [N]
+  Arena memory;
+};
+
+// Memory for chunks of up to T tokens of B sequences and a cache of S.
+State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep);
+
+// Computes the logits of a chunk: tokens[N] (i32, sequence-major) at positions pos .. pos+T. Keys
+// and values of positions below pos must be in the cache. Never allocates model memory, never reads
+// back.
+void forward(Backend&, const Params&, const Plan&, Tensor tokens, Chunk, Run, State&);
+
+// What the backward pass adds to the task loss. Means over N tokens, L layers and E experts.
+struct LossTerms {
+  double eta = 0, lambda = 0;                      // efficiency and separability
+  double tau = 0.5, sep_eps = 1e-3, sep_clip = 0;  // see GateLoss
+  bool train_routers = false;                      // else routers get no gradient
+  bool straight_through = false;                   // hard gates pass the gradient of their score
+  double distill = 0;  // task loss = (1 - distill) cross-entropy + distill KL(teacher || model)
+};
+// Sums over tokens and experts, by layer: see Ops::gate_loss_add.
+struct GateSums {
+  double square = 0, separation = 0, above = 0;
+};
+
+struct Gradients {
+  Params d;  // same shape as the parameters
+  Tensor dlogits, dx, dnorm, dattended, dqkv, dact, dup, dgates, sums;
+  std::vector<GateSums> gate_sums;  // written by backward
+  Arena memory;
+};
+Gradients make_gradients(const Params&, const Plan&, const State&);
+
+// Adds the gradient of  weight * sum(task losses) + regularisers  to grads.d, after a masked
+// forward over whole prompts with Keep::all_layers. losses of the state are written. targets < 0 do
+// not count. teacher[N,V], the logits to distil from, may be absent.
+void backward(Backend&, const Params&, const Plan&, Tensor tokens, Tensor targets, Chunk, Run,
+              const LossTerms&, double weight, Tensor teacher, State&, Gradients&);
+
+}  // namespace lte

@@ -1,0 +1,128 @@
+// Carves the memory of activations and gradients.
+#include <algorithm>
+
+#include "model/forward.h"
+
+namespace lte {
+namespace {
+
+// Runs `list` twice over the same tensors: once to add up the bytes, once to place them.
+template <class List>
+void place(Arena& arena, List&& list) {
+  size_t bytes = 0;
+  list([&](Tensor& t) { bytes += Arena::padded(t.bytes()); });
+  arena.reserve(bytes);
+  list([&](Tensor& t) { arena.carve(t); });
+}
+
+void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, int64_t T, int64_t S,
+                 Keep keep) {
+  const ModelConfig& c = p.cfg;
+  const int64_t N = B * T, F = kept_neurons(c, f), E = experts(c, f);
+  const auto make = [&](std::initializer_list<int64_t> dims) { return shape(p.dtype, dims); };
+  l.x = l.norm1 = l.mid = l.norm2 = l.delta = make({N, c.dim});
+  l.stats1 = l.stats2 = make({N, 2});
+  l.qkv = make({N, c.qkv_width()});
+  l.attended = make({N, static_cast<int64_t>(c.heads) * c.head_dim()});
+  if (keep == Keep::all_layers) l.probs = make({B, c.heads, T, T});
+  l.up = l.act = make({N, F});
+  if (c.gated) l.gate = make({N, F});
+  if (f.router != RouterKind::none) {
+    l.hidden = make({N, F});
+    l.scores = l.gates = make({N, E});
+    l.index = shape(DType::i32, {E, N});
+    l.count = shape(DType::i32, {E});
+  }
+  l.k = l.v = make({B, c.kv_heads, S, c.head_dim()});
+}
+
+// The tensors that a layer may share with the next one, and those that it may not.
+template <class F>
+void each_shared(LayerState& l, F&& f) {
+  for (Tensor* t : {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2,
+                    &l.stats2, &l.up, &l.gate, &l.act, &l.hidden, &l.delta}) {
+    if (t->rank) f(*t);
+  }
+}
+template <class F>
+void each_own(LayerState& l, F&& f) {
+  for (Tensor* t : {&l.scores, &l.gates, &l.index, &l.count, &l.k, &l.v}) {
+    if (t->rank) f(*t);
+  }
+}
+
+}  // namespace
+
+State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_t S, Keep keep) {
+  const int64_t N = B * T;
+  State s{.B = B,
+          .T = T,
+          .S = S,
+          .keep = keep,
+          .layer = {},
+          .x_out = {},
+          .norm = {},
+          .stats = {},
+          .logits = {},
+          .losses = {},
+          .memory = {}};
+  s.layer.resize(p.layer.size());
+  size_t shared = 0, own = 0;
+  for (size_t i = 0; i < s.layer.size(); ++i) {
+    shape_layer(s.layer[i], p, plan.layer[i], B, T, S, keep);
+    size_t bytes = 0;
+    each_shared(s.layer[i], [&](Tensor& t) { bytes += Arena::padded(t.bytes()); });
+    each_own(s.layer[i], [&](Tensor& t) { own += Arena::padded(t.bytes()); });
+    shared = keep == Keep::all_layers ? shared + bytes : std::max(shared, bytes);
+  }
+  s.x_out = s.norm = shape(p.dtype, {N, p.cfg.dim});
+  s.stats = shape(p.dtype, {N, 2});
+  s.logits = shape(p.dtype, {N, p.cfg.vocab});
+  s.losses = shape(p.dtype, {N});
+  Tensor* const outer[] = {&s.x_out, &s.norm, &s.stats, &s.logits, &s.losses};
+  for (Tensor* t : outer) own += Arena::padded(t->bytes());
+  s.memory.reserve(shared + own);
+  const auto carve = [&](Tensor& t) { s.memory.carve(t); };
+  for (LayerState& l : s.layer) each_own(l, carve);
+  for (Tensor* t : outer) carve(*t);
+  const size_t stride_start = s.memory.used;
+  for (LayerState& l : s.layer) {
+    if (keep == Keep::one_layer) s.memory.used = stride_start;  // a stride of zero: same memory
+    each_shared(l, carve);
+  }
+  return s;
+}
+
+Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
+  const int64_t N = s.B * s.T, D = p.cfg.dim;
+  Gradients g{.d = make_params(p.cfg, plan, p.dtype),
+              .dlogits = s.logits,
+              .dx = {},
+              .dnorm = {},
+              .dattended = {},
+              .dqkv = {},
+              .dact = {},
+              .dup = {},
+              .dgates = {},
+              .sums = {},
+              .gate_sums = {},
+              .memory = {}};
+  int64_t F = 1, E = 1;
+  for (const FfnPlan& f : plan.layer) {
+    F = std::max(F, kept_neurons(p.cfg, f)), E = std::max(E, experts(p.cfg, f));
+  }
+  g.dx = g.dnorm = shape(p.dtype, {N, D});
+  g.dattended = s.layer[0].attended, g.dqkv = s.layer[0].qkv;
+  g.dact = g.dup = shape(p.dtype, {N, F});
+  g.dgates = shape(p.dtype, {N, E});
+  g.sums = shape(DType::f64, {3});
+  g.gate_sums.resize(p.layer.size());
+  place(g.memory, [&](auto&& f) {
+    for (Tensor* t :
+         {&g.dlogits, &g.dx, &g.dnorm, &g.dattended, &g.dqkv, &g.dact, &g.dup, &g.dgates, &g.sums})
+      f(*t);
+  });
+  return g;
+}
+
+}  // namespace lte
