@@ -1,0 +1,21 @@
+// Statements that the records decide: results/claims.toml.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bench/record.h"
+
+namespace lte {
+
+struct Verdict {
+  std::string id, statement, expected, measured;
+  std::string verdict;  // "reproduced", "not reproduced" or "not run"
+  std::string suite;
+};
+
+// Throws Error on a malformed file. A claim without the records it needs is "not run".
+std::vector<Verdict> judge(const std::string& claims_path, std::span<const Record>);
+
+}  // namespace lte
