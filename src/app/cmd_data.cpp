@@ -1,0 +1,69 @@
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "app/commands.h"
+#include "lte_build.h"
+
+namespace lte {
+
+DataPaths data_paths(const CommonArgs& c) {
+  DataPaths paths;
+  paths.manifest = c.manifest;
+  if (paths.manifest.empty()) {
+    const std::string here = "datasets/manifest.toml",
+                      source = LTE_BUILD_SOURCE "/datasets/manifest.toml";
+    paths.manifest = std::filesystem::exists(here) ? here : source;
+  }
+  const char* mirror = std::getenv("LTE_DATA_MIRROR");
+  paths.mirror = mirror ? mirror : "";
+  paths.cache = c.cache;
+  return paths;
+}
+
+int cmd_data(const CommonArgs& c, const DataArgs& a) {
+  if (a.name.empty()) {
+    for (const DatasetRow& row : datasets())
+      fmt::print("{:<16} {:<9} {}\n", row.name, row.tokenizer, row.about);
+    return 0;
+  }
+  const Dataset d = load_dataset(a.name, a.tokenizer, data_paths(c));
+  if (c.json) {
+    const nlohmann::ordered_json j = {
+        {"name", d.name},
+        {"sha256", d.sha256},
+        {"tokenizer", d.tokenizer.spec},
+        {"vocab", d.tokenizer.vocab.size()},
+        {"train_tokens", d.train.tokens.size()},
+        {"valid_tokens", d.valid.tokens.size()},
+        {"test_tokens", d.test.tokens.size()},
+        {"entropy", d.entropy},
+        {"test_floor", d.test_floor ? nlohmann::ordered_json(*d.test_floor) : nullptr},
+        {"examples", d.examples.size()},
+        {"window", d.default_seq}};
+    fmt::print("{}\n", j.dump());
+    return 0;
+  }
+  fmt::print("{}: tokenizer {}, vocabulary {}, window {}\n", d.name, d.tokenizer.spec,
+             d.tokenizer.vocab.size(), d.default_seq);
+  fmt::print("tokens: {} train, {} valid, {} test\nsha256 {}\n", d.train.tokens.size(),
+             d.valid.tokens.size(), d.test.tokens.size(), d.sha256);
+  if (d.test_floor)
+    fmt::print("source: entropy {:.4f} nats a token, {:.4f} on the test split\n", d.entropy,
+               *d.test_floor);
+  for (int i = 0; i < a.samples; ++i) {
+    const size_t n = d.test.tokens.size(), width = std::min<size_t>(n, 160);
+    const size_t at =
+        d.test.starts.empty()
+            ? std::min(n - width, static_cast<size_t>(i) * width)
+            : static_cast<size_t>(
+                  d.test.starts[std::min(d.test.starts.size() - 1, static_cast<size_t>(i))]);
+    fmt::print("sample {}: {}\n", i + 1,
+               decode(d.tokenizer, std::span(d.test.tokens).subspan(at, std::min(width, n - at))));
+  }
+  return 0;
+}
+
+}  // namespace lte

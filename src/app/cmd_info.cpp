@@ -1,0 +1,73 @@
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "app/commands.h"
+
+namespace lte {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json info_json(int threads) {
+  Json methods_list = Json::array(), datasets_list = Json::array(), models = Json::array(),
+       backends = Json::array();
+  for (const Method& m : methods()) {
+    Json knobs = Json::array();
+    for (const KnobRow& k : all_knobs(m))
+      knobs.push_back({{"name", k.name}, {"default", k.value}, {"about", k.about}});
+    methods_list.push_back(
+        {{"name", m.name}, {"about", m.about}, {"source", m.source}, {"knobs", knobs}});
+  }
+  for (const DatasetRow& d : datasets()) {
+    datasets_list.push_back({{"name", d.name}, {"about", d.about}, {"tokenizer", d.tokenizer}});
+  }
+  for (const ModelPreset& m : model_presets()) {
+    models.push_back({{"name", m.config.name},
+                      {"about", m.about},
+                      {"layers", m.config.layers},
+                      {"dim", m.config.dim},
+                      {"ffn", m.config.ffn}});
+  }
+  Json list = Json::array();
+  for (const Variant& v : variants())
+    list.push_back({{"name", fmt::format("{}+{}", v.backend, v.name)}, {"about", v.about}});
+  backends.push_back({{"name", "cpu"}, {"available", true}, {"variants", list}});
+  return {{"methods", methods_list},
+          {"datasets", datasets_list},
+          {"models", models},
+          {"backends", backends},
+          {"machine", describe_machine(threads)}};
+}
+
+}  // namespace
+
+int cmd_info(const CommonArgs& c) {
+  const Json j = info_json(c.threads);
+  if (c.json) {
+    fmt::print("{}\n", j.dump());
+    return 0;
+  }
+  for (const Json& m : j["methods"]) {
+    fmt::print("method {}: {} ({})\n", m["name"].get<std::string>(), m["about"].get<std::string>(),
+               m["source"].get<std::string>());
+    for (const Json& k : m["knobs"]) {
+      fmt::print("    {:<14} {:<8} {}\n", k["name"].get<std::string>(),
+                 k["default"].get<std::string>(), k["about"].get<std::string>());
+    }
+  }
+  for (const Json& d : j["datasets"])
+    fmt::print("dataset {}: {}\n", d["name"].get<std::string>(), d["about"].get<std::string>());
+  for (const Json& m : j["models"])
+    fmt::print("model {}: {}\n", m["name"].get<std::string>(), m["about"].get<std::string>());
+  for (const Json& b : j["backends"]) {
+    fmt::print("backend {}\n", b["name"].get<std::string>());
+    for (const Json& v : b["variants"])
+      fmt::print("backend {}: {}\n", v["name"].get<std::string>(), v["about"].get<std::string>());
+  }
+  for (const auto& [key, value] : j["machine"].items())
+    fmt::print("{}: {}\n", key, value.get<std::string>());
+  return 0;
+}
+
+}  // namespace lte

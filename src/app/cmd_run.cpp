@@ -1,0 +1,136 @@
+#include <fmt/format.h>
+
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "app/commands.h"
+#include "bench/claims.h"
+#include "bench/report.h"
+#include "core/files.h"
+
+namespace lte {
+namespace {
+
+std::vector<Verdict> verdicts_of(const std::string& results, std::span<const Record> records) {
+  const std::string path = results + "/claims.toml";
+  return std::filesystem::exists(path) ? judge(path, records) : std::vector<Verdict>{};
+}
+
+std::vector<Record> of_suite(std::vector<Record> all, const std::string& suite) {
+  if (!suite.empty()) std::erase_if(all, [&](const Record& r) { return r.what.suite != suite; });
+  return all;
+}
+
+void write_report(const std::string& results, std::span<const Record> records) {
+  const Report report = make_report(records, verdicts_of(results, records));
+  make_folder(results + "/plots");
+  for (const auto& [name, text] : report.svg) write_file(results + "/plots/" + name, text);
+  write_file(results + "/README.md", report.markdown);
+  write_file(results + "/report.html", report.html);
+}
+
+void print_verdicts(std::span<const Verdict> verdicts) {
+  for (const Verdict& v : verdicts) {
+    fmt::print("{:<15} {}: {}{}{}\n", v.verdict, v.id, v.statement,
+               v.measured.empty() ? "" : " Measured: ", v.measured);
+  }
+}
+
+void parse_shard(const std::string& text, RunnerSpec& spec) {
+  const size_t slash = text.find('/');
+  const auto whole = [&](std::string_view part) {
+    int value = -1;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    LTE_CHECK(error == std::errc() && end == part.data() + part.size(),
+              fmt::format("--shard {}: wants i/n", text));
+    return value;
+  };
+  LTE_CHECK(slash != text.npos, fmt::format("--shard {}: wants i/n", text));
+  spec.shard = whole(std::string_view(text).substr(0, slash)),
+  spec.shards = whole(std::string_view(text).substr(slash + 1));
+}
+
+// One line that holds this run against the committed records of the same names, made on any
+// machine.
+void print_match(const std::string& expected_path, std::span<const Record> records) {
+  const std::vector<Record> expected = latest(read_records(expected_path));
+  int bits = 0, close = 0, differ = 0, absent = 0;
+  for (const Record& r : records) {
+    const auto same = std::find_if(expected.begin(), expected.end(),
+                                   [&](const Record& e) { return e.name == r.name; });
+    if (same == expected.end()) {
+      ++absent;
+    } else if (same->quality.digest == r.quality.digest) {
+      ++bits;
+    } else if (std::abs(same->quality.loss / r.quality.loss - 1) <= 0.03 &&
+               std::abs(same->quality.active - r.quality.active) <= 0.03) {
+      ++close;
+    } else {
+      ++differ;
+      fmt::print(
+          "differs from the expected record: {}: loss {:.4f} against {:.4f}, active {:.3f} against "
+          "{:.3f}\n",
+          r.name, r.quality.loss, same->quality.loss, r.quality.active, same->quality.active);
+    }
+  }
+  fmt::print("against {}: {} with the same bits, {} within 3 %, {} differing, {} not expected\n",
+             expected_path, bits, close, differ, absent);
+}
+
+}  // namespace
+
+int cmd_run(const CommonArgs& c, const RunArgs& a) {
+  RunnerSpec spec;
+  spec.suite = load_suite(a.spec), spec.work = a.work, spec.results = a.results;
+  parse_shard(a.shard, spec);
+  spec.threads = c.threads, spec.data = data_paths(c);
+  ProgressLine line;
+  spec.progress = [&](const Progress& p) { line.show(p); };
+  const std::vector<Record> before = latest(read_records(a.results + "/records.jsonl"));
+  const RunSummary s = run_suite(spec);
+  line.close();
+  const std::vector<Record> all = latest(read_records(a.results + "/records.jsonl"));
+  write_report(a.results, all);
+  fmt::print("\n{}\n", console_table(s.records));
+  const std::vector<Record> mine = of_suite(all, spec.suite.name);
+  const std::vector<Verdict> verdicts = verdicts_of(a.results, mine);
+  print_verdicts(verdicts);
+  print_match(a.results + "/expected.jsonl", s.records);
+  fmt::print(
+      "{}: {} stages run, {} done before, {} records failed, {}; {}/README.md and {}/report.html\n",
+      spec.suite.name, s.run, s.cached, s.failed, duration(s.seconds), a.results, a.results);
+  return s.failed ? 1 : 0;
+}
+
+int cmd_report(const CommonArgs&, const ReportArgs& a) {
+  const std::vector<Record> records =
+      of_suite(latest(read_records(a.results + "/records.jsonl")), a.suite);
+  LTE_CHECK(!records.empty(),
+            fmt::format("{}/records.jsonl: has no records; run `make reproduce`", a.results));
+  write_report(a.results, records);
+  fmt::print("{}\n{}/README.md and {}/report.html\n", console_table(records), a.results, a.results);
+  return 0;
+}
+
+int cmd_claims(const CommonArgs& c, const ReportArgs& a) {
+  const std::vector<Record> records =
+      of_suite(latest(read_records(a.results + "/records.jsonl")), a.suite);
+  const std::vector<Verdict> verdicts = judge(a.results + "/claims.toml", records);
+  if (!c.json) {
+    print_verdicts(verdicts);
+    return 0;
+  }
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const Verdict& v : verdicts) {
+    list.push_back({{"id", v.id},
+                    {"statement", v.statement},
+                    {"expected", v.expected},
+                    {"measured", v.measured},
+                    {"verdict", v.verdict}});
+  }
+  fmt::print("{}\n", list.dump());
+  return 0;
+}
+
+}  // namespace lte

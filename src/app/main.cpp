@@ -1,0 +1,171 @@
+// The lte program: reads the command line, calls one command, turns an error into one line and
+// exit 1.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+
+#include "app/commands.h"
+
+namespace lte {
+namespace {
+
+struct Args {
+  CommonArgs common;
+  DataArgs data;
+  TrainArgs train;
+  FitArgs fit;
+  EvalArgs eval;
+  GenerateArgs generate;
+  RunArgs run;
+  ReportArgs report;
+};
+
+void add_data(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand("data", "List the datasets, or load one and show what it holds");
+  c->add_option("name", a.data.name,
+                "dialects, restaurants, tinyshakespeare, wikitext-2 or text:PATH");
+  c->add_option("--tokenizer", a.data.tokenizer,
+                "bytes, chars or bpe:N; the dataset's own if left out");
+  c->add_option("--samples", a.data.samples, "samples of the test split to print")
+      ->capture_default_str();
+  c->callback([&] { code = cmd_data(a.common, a.data); });
+}
+
+void add_train(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand("train", "Train a dense base model into a run folder");
+  TrainArgs& t = a.train;
+  c->add_option("--model", t.model, "preset[:key=value,...], see `lte info`")
+      ->capture_default_str();
+  c->add_option("--data", t.data, "dataset, see `lte data`")->capture_default_str();
+  c->add_option("--tokenizer", t.tokenizer, "bytes, chars or bpe:N; the dataset's own if left out");
+  c->add_option("--steps", t.steps, "AdamW steps")->capture_default_str();
+  c->add_option("--batch", t.batch, "sequences in a micro-batch")->capture_default_str();
+  c->add_option("--accum", t.accum, "micro-batches in a step")->capture_default_str();
+  c->add_option("--seq", t.seq, "tokens of a sequence; 0: the dataset's own")
+      ->capture_default_str();
+  c->add_option("--lr", t.lr, "peak learning rate")->capture_default_str();
+  c->add_option("--decay", t.decay, "weight decay")->capture_default_str();
+  c->add_option("--clip", t.clip, "global gradient norm; 0: no clipping")->capture_default_str();
+  c->add_option("--warmup", t.warmup, "share of the steps that warms up")->capture_default_str();
+  c->add_option("--seed", t.seed, "seed of weights and batches")->capture_default_str();
+  c->add_option("--out", t.out, "run folder to write; a stopped run in it is taken up again")
+      ->required();
+  c->callback([&] { code = cmd_train(a.common, a.train); });
+}
+
+void add_fit(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand("fit", "Fit a sparsity method to a base run, into a run folder");
+  c->add_option("--method", a.fit.method, "see `lte info`")->capture_default_str();
+  c->add_option("--from", a.fit.from, "run folder of the base model")->required();
+  c->add_option("--set", a.fit.set, "knob=value; may be repeated; `lte info` lists the knobs");
+  c->add_option("--seed", a.fit.seed, "seed of clustering, routers and batches")
+      ->capture_default_str();
+  c->add_option("--data", a.fit.data, "another dataset than the base's");
+  c->add_option("--out", a.fit.out, "run folder to write; a stopped run in it is taken up again")
+      ->required();
+  c->callback([&] { code = cmd_fit(a.common, a.fit); });
+}
+
+void add_eval(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand(
+      "eval", "Score a run on its test split: quality, active fraction, FLOPs, bytes, time");
+  c->add_option("--run", a.eval.run, "run folder")->required();
+  c->add_option("--data", a.eval.data, "another dataset, with the same vocabulary");
+  c->add_option("--backend", a.eval.backend, "backend[+variant]")->capture_default_str();
+  c->add_option("--windows", a.eval.windows, "test windows to score; 0: all")
+      ->capture_default_str();
+  c->add_option("--repetitions", a.eval.repetitions, "timed repetitions; 0: no timing")
+      ->capture_default_str();
+  c->add_option("--time-windows", a.eval.time_windows, "test windows that timing walks over")
+      ->capture_default_str();
+  c->callback([&] { code = cmd_eval(a.common, a.eval); });
+}
+
+void add_generate(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand("generate", "Continue a prompt with the sparse model");
+  GenerateArgs& g = a.generate;
+  c->add_option("--run", g.run, "run folder")->required();
+  c->add_option("--prompt", g.prompt, "text to continue")->required();
+  c->add_option("--tokens", g.tokens, "tokens to generate")->capture_default_str();
+  c->add_option("--temperature", g.temperature, "0: greedy")->capture_default_str();
+  c->add_option("--top-k", g.top_k, "sample from the k likeliest; 0: all")->capture_default_str();
+  c->add_option("--top-p", g.top_p, "sample from the smallest set of this probability")
+      ->capture_default_str();
+  c->add_option("--seed", g.seed, "seed of the samples")->capture_default_str();
+  c->add_flag("--to-newline", g.to_newline, "stop at the end of the line");
+  c->callback([&] { code = cmd_generate(a.common, a.generate); });
+}
+
+void add_results(CLI::App& app, Args& a, int& code) {
+  CLI::App* run = app.add_subcommand(
+      "run", "Run a suite of experiments (suites/*.toml), resume it, write the report");
+  run->add_option("spec", a.run.spec, "suite file")->required();
+  run->add_option("--work", a.run.work, "where run folders are kept between calls")
+      ->capture_default_str();
+  run->add_option("--results", a.run.results, "where records and the report go")
+      ->capture_default_str();
+  run->add_option("--shard", a.run.shard, "i/n: only every n-th experiment, from the i-th on")
+      ->capture_default_str();
+  run->callback([&] { code = cmd_run(a.common, a.run); });
+  const auto results = [&](const char* name, const char* about) {
+    CLI::App* c = app.add_subcommand(name, about);
+    c->add_option("--results", a.report.results, "folder of records.jsonl and claims.toml")
+        ->capture_default_str();
+    c->add_option("--suite", a.report.suite, "only the records of this suite");
+    return c;
+  };
+  results("report", "Make tables, plots and pages from the records")->callback([&] {
+    code = cmd_report(a.common, a.report);
+  });
+  results("claims", "Hold the claims against the records")->callback([&] {
+    code = cmd_claims(a.common, a.report);
+  });
+  app.add_subcommand("info",
+                     "List methods with their knobs, datasets, models, backends, and this machine")
+      ->callback([&] { code = cmd_info(a.common); });
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{
+      "lte: Learn To be Efficient, and what it is compared with, on one from-scratch transformer.\n"
+      "A first run:\n"
+      "  lte train --model gpt2-nano --data dialects --steps 800 --out runs/base\n"
+      "  lte fit --method lte-one-stage --from runs/base --set active=0.25 --set group=8 --out "
+      "runs/lte\n"
+      "  lte eval --run runs/lte\n"
+      "  lte generate --run runs/lte --prompt \"...\"\n"
+      "`make reproduce` runs the whole comparison."};
+  Args a;
+  int code = 0;
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.add_option("--threads", a.common.threads,
+                 "threads; 0: one for each core. The results do not depend on it");
+  app.add_flag("--json", a.common.json, "print one JSON document (data, eval, claims, info)");
+  app.add_option("--manifest", a.common.manifest, "the list of downloadable datasets");
+  app.add_option("--cache", a.common.cache, "where downloaded datasets lie")->capture_default_str();
+  add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
+  add_generate(app, a, code), add_results(app, a, code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  if (std::fflush(stdout) != 0) fail("standard output cannot be written");
+  return code;
+}
+
+}  // namespace
+}  // namespace lte
+
+int main(int argc, char** argv) {
+  try {
+    return lte::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "lte: not enough memory\n");
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "lte: {}\n", e.what());
+  }
+  return 1;
+}

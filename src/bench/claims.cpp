@@ -1,0 +1,215 @@
+#include "bench/claims.h"
+
+#include <fmt/format.h>
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "core/files.h"
+
+namespace lte {
+namespace {
+
+// Which records a side of a claim speaks of: every key that is given must agree.
+struct Selection {
+  std::string suite, dataset, model, method, protocol;
+  Knobs knobs;
+
+  bool matches(const Record& r) const {
+    const Experiment& e = r.what;
+    const auto agrees = [](const std::string& want, const std::string& got) {
+      return want.empty() || want == got;
+    };
+    if (r.status != "ok" || !agrees(suite, e.suite) || !agrees(dataset, e.base.dataset) ||
+        !agrees(model, e.base.model) || !agrees(method, e.method) ||
+        !agrees(protocol, e.protocol)) {
+      return false;
+    }
+    return std::all_of(knobs.begin(), knobs.end(), [&](const auto& k) {
+      const auto found = e.knobs.find(k.first);
+      return found != e.knobs.end() && found->second == k.second;
+    });
+  }
+};
+
+std::vector<const Record*> select(std::span<const Record> records, const Selection& s) {
+  std::vector<const Record*> out;
+  for (const Record& r : records) {
+    if (s.matches(r)) out.push_back(&r);
+  }
+  return out;
+}
+
+// Mean and 95 % interval by Student's t; one value has no interval.
+struct Interval {
+  double mean = 0, low = 0, high = 0;
+  size_t n = 0;
+};
+
+Interval interval_of(const std::vector<const Record*>& records) {
+  static constexpr double kT[] = {12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262};
+  Interval i{.n = records.size()};
+  for (const Record* r : records) i.mean += r->quality.loss / static_cast<double>(i.n);
+  double square = 0;
+  for (const Record* r : records) square += std::pow(r->quality.loss - i.mean, 2);
+  if (i.n < 2) return i.low = i.high = i.mean, i;
+  const auto n = static_cast<double>(i.n);
+  const double t = kT[std::min<size_t>(i.n - 2, std::size(kT) - 1)];
+  const double half = t * std::sqrt(square / (n - 1) / n);
+  i.low = i.mean - half, i.high = i.mean + half;
+  return i;
+}
+
+struct Claim {
+  const toml::table& t;
+  const std::string& path;
+  Verdict v;
+
+  std::string text(const char* key, const char* otherwise = "") const {
+    return t[key].value_or(std::string(otherwise));
+  }
+  double number(const char* key) const {
+    const auto value = t[key].value<double>();
+    LTE_CHECK(value, fmt::format("{}:{}: claim {} wants a number '{}'", path, t.source().begin.line,
+                                 v.id, key));
+    return *value;
+  }
+  Selection selection(const char* key) const {
+    Selection s{.suite = text("suite"),
+                .dataset = text("dataset"),
+                .model = text("model"),
+                .method = "",
+                .protocol = "",
+                .knobs = {}};
+    const toml::table* side = t[key].as_table();
+    LTE_CHECK(side, fmt::format("{}:{}: claim {} wants a table '{}'", path, t.source().begin.line,
+                                v.id, key));
+    for (const auto& [name, node] : *side) {
+      const auto value = node.value<std::string>();
+      LTE_CHECK(value, fmt::format("{}:{}: claim {}: {}.{} wants a string", path,
+                                   node.source().begin.line, v.id, key, name.str()));
+      if (name == "method") {
+        s.method = *value;
+      } else if (name == "protocol") {
+        s.protocol = *value;
+      } else if (name == "dataset") {
+        s.dataset = *value;
+      } else {
+        s.knobs[std::string(name.str())] = *value;
+      }
+    }
+    return s;
+  }
+};
+
+// `better` has a lower loss than `than`, with disjoint 95 % intervals over at least three seeds
+// each.
+void judge_better(Claim& c, std::span<const Record> records) {
+  const Interval a = interval_of(select(records, c.selection("better"))),
+                 b = interval_of(select(records, c.selection("than")));
+  c.v.expected = "lower loss, disjoint 95 % intervals, at least 3 seeds each";
+  if (a.n == 0 || b.n == 0) return;
+  c.v.measured =
+      fmt::format("{:.3f} [{:.3f}, {:.3f}] (n={}) against {:.3f} [{:.3f}, {:.3f}] (n={})", a.mean,
+                  a.low, a.high, a.n, b.mean, b.low, b.high, b.n);
+  if (a.n < 3 || b.n < 3) return;
+  c.v.verdict = a.high < b.low ? "reproduced" : "not reproduced";
+}
+
+// The active fraction falls with a knob, and spans at least [low, high].
+void judge_monotone(Claim& c, std::span<const Record> records) {
+  const std::string knob = c.text("knob");
+  const double low = c.number("low"), high = c.number("high");
+  c.v.expected =
+      fmt::format("active fraction falls with {} from at least {} to at most {}", knob, high, low);
+  std::map<double, std::pair<double, int>> points;  // knob -> sum, count
+  for (const Record* r : select(records, c.selection("select"))) {
+    const auto found = r->what.knobs.find(knob);
+    if (found == r->what.knobs.end()) continue;
+    auto& [sum, n] = points[std::stod(found->second)];
+    sum += r->quality.active, ++n;
+  }
+  if (points.size() < 3) return;
+  bool falls = true;
+  double first = 0, last = 2;
+  for (const auto& [value, point] : points) {
+    const double active = point.first / point.second;
+    c.v.measured +=
+        fmt::format("{}{}={}: {:.3f}", c.v.measured.empty() ? "" : ", ", knob, value, active);
+    if (last > 1.5) first = active;
+    falls &= active < last;
+    last = active;
+  }
+  c.v.verdict = falls && first >= high && last <= low ? "reproduced" : "not reproduced";
+}
+
+// Some row computes at most 1/ratio of the dense FLOPs (paper convention) within `loss` of
+// `reference`.
+void judge_within(Claim& c, std::span<const Record> records) {
+  const double ratio = c.number("ratio"), loss = c.number("loss");
+  c.v.expected =
+      fmt::format("FLOPs at most 1/{} of dense within {:.3g} % of its loss", ratio, 100 * loss);
+  const Record* best = nullptr;
+  double best_off = 0;
+  bool any = false;
+  for (const Record* r : select(records, c.selection("select"))) {
+    any = true;
+    Selection same = c.selection("reference");
+    same.suite = r->what.suite, same.dataset = r->what.base.dataset,
+    same.model = r->what.base.model;
+    const Interval dense = interval_of(select(records, same));
+    if (dense.n == 0 || r->dense_cost.flops_paper < ratio * r->quality.cost.flops_paper) continue;
+    const double off = r->quality.loss / dense.mean - 1;
+    if (!best || off < best_off) best = r, best_off = off;
+  }
+  if (best) {
+    c.v.measured = fmt::format("{} on {}: {:+.2f} % loss at 1/{:.2f} of the FLOPs",
+                               best->what.method, best->what.base.dataset, 100 * best_off,
+                               best->dense_cost.flops_paper / best->quality.cost.flops_paper);
+    c.v.verdict = best_off <= loss ? "reproduced" : "not reproduced";
+  } else if (any) {
+    c.v.measured = fmt::format("no row computes at most 1/{} of the dense FLOPs", ratio);
+    c.v.verdict = "not reproduced";
+  }
+}
+
+}  // namespace
+
+std::vector<Verdict> judge(const std::string& path, std::span<const Record> records) {
+  toml::table root;
+  try {
+    root = toml::parse(read_file(path), path);
+  } catch (const toml::parse_error& e) {
+    fail(fmt::format("{}:{}: {}", path, e.source().begin.line, e.description()));
+  }
+  std::vector<Verdict> verdicts;
+  const toml::array* list = root["claim"].as_array();
+  LTE_CHECK(list, fmt::format("{}: has no [[claim]]", path));
+  for (const toml::node& node : *list) {
+    LTE_CHECK(node.is_table(), fmt::format("{}: claim wants [[claim]] tables", path));
+    Claim c{.t = *node.as_table(), .path = path, .v = {}};
+    c.v = {.id = c.text("id"),
+           .statement = c.text("statement"),
+           .expected = "",
+           .measured = "",
+           .verdict = "not run",
+           .suite = c.text("suite")};
+    const std::string kind = c.text("kind");
+    if (kind == "better") {
+      judge_better(c, records);
+    } else if (kind == "monotone") {
+      judge_monotone(c, records);
+    } else if (kind == "within") {
+      judge_within(c, records);
+    } else {
+      fail(fmt::format("{}:{}: claim {}: unknown kind '{}'; known: better, monotone, within", path,
+                       node.source().begin.line, c.v.id, kind));
+    }
+    verdicts.push_back(std::move(c.v));
+  }
+  return verdicts;
+}
+
+}  // namespace lte

@@ -1,0 +1,46 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <fstream>
+#include <thread>
+
+#include "bench/measure.h"
+#include "lte_build.h"
+
+namespace lte {
+namespace {
+
+std::string cpu_model() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with("model name"))
+      return line.substr(std::min(line.size(), line.find(':') + 2));
+  }
+  return "unknown";
+}
+
+std::string today() {
+  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  return fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
+}
+
+}  // namespace
+
+std::map<std::string, std::string> describe_machine(int threads) {
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  return {{"cpu", cpu_model()},
+          {"cores", fmt::format("{}", cores)},
+          {"threads", fmt::format("{}", threads > 0 ? threads : cores)},
+          {"compiler", LTE_BUILD_COMPILER},
+          {"flags", LTE_BUILD_FLAGS},
+          {"build_type", LTE_BUILD_TYPE},
+          {"eigen", LTE_BUILD_EIGEN},
+          {"revision", LTE_BUILD_REVISION},
+          {"suite_version", LTE_BUILD_VERSION},
+          {"gpu", "none"},
+          {"date", today()}};
+}
+
+}  // namespace lte

@@ -1,0 +1,145 @@
+#include "bench/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "data/metrics.h"
+#include "model/batches.h"
+#include "model/generate.h"
+
+namespace lte {
+namespace {
+
+// The reference sums in another order and in double: a loss is a mean over tokens of values near 1,
+// and a score next to the threshold may fall on its other side for single tokens.
+constexpr double kReferenceTolerance = 2e-3;
+constexpr int kReferenceWindows = 2, kMostNewTokens = 96;
+
+void check_reference(const LoadedRun& run, const Dataset& data, Backend& be,
+                     std::span<const Window> all, Shape shape, Record& r) {
+  const auto few = all.first(std::min<size_t>(all.size(), kReferenceWindows));
+  Backend naive = open_backend("cpu+naive", 1);
+  r.reference_loss = score(naive, run.params, run.plan, data.test, few, shape, Exec::masked).loss;
+  r.checked_loss = score(be, run.params, run.plan, data.test, few, shape, Exec::gathered).loss;
+  const double off = std::abs(r.reference_loss - r.checked_loss);
+  if (!(off <= kReferenceTolerance * std::max(1.0, r.reference_loss))) {
+    r.status = "failed";
+    r.why = fmt::format("loss {:.6f} against {:.6f} of the masked plain-loop reference",
+                        r.checked_loss, r.reference_loss);
+  }
+  if (!std::isfinite(r.quality.loss)) r.status = "failed", r.why = "the loss is not finite";
+}
+
+// ROUGE-L and slot errors of greedy continuations of the examples.
+void run_task(const LoadedRun& run, const Dataset& data, Backend& be, Record& r) {
+  if (data.task != "slots" || data.examples.empty()) return;
+  const std::vector<int32_t> newline = encode(run.tokenizer, "\n");
+  double rouge = 0;
+  int64_t slots = 0, errors = 0;
+  for (const Example& e : data.examples) {
+    const std::vector<int32_t> prompt = encode(run.tokenizer, e.prompt);
+    const Generated g =
+        generate(be, run.params, run.plan, prompt, kMostNewTokens, newline.at(0), {});
+    const std::string text = decode(run.tokenizer, g.tokens);
+    rouge += rouge_l(text, e.references);
+    const SlotErrors s = slot_errors(e.prompt, text);
+    slots += s.slots, errors += s.missing + s.added;
+  }
+  r.rouge_l = rouge / static_cast<double>(data.examples.size());
+  r.slot_error = static_cast<double>(errors) / static_cast<double>(std::max<int64_t>(1, slots));
+}
+
+double median(std::vector<double> v) {
+  if (v.empty()) return 0;
+  std::sort(v.begin(), v.end());
+  const size_t n = v.size();
+  return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
+}
+
+Timing timing_of(const std::vector<double>& seconds) {
+  Timing t{.median = 1e6 * median(seconds), .repetitions = static_cast<int>(seconds.size())};
+  std::vector<double> off;
+  for (double s : seconds) off.push_back(std::abs(1e6 * s - t.median));
+  t.mad = median(off);
+  return t;
+}
+
+// Repetitions of one run: seconds a token, the digest, and whether it held.
+struct Series {
+  const LoadedRun* run;
+  std::vector<double> prefill, decode;
+  uint64_t digest = 0;
+  bool digest_ok = true;
+};
+
+}  // namespace
+
+Record measure(const LoadedRun& run, const Dataset& data, Experiment e, int64_t limit,
+               int threads) {
+  Backend be = open_backend(e.backend, threads);
+  const int seq = std::min(run.info.seq, run.params.cfg.max_seq);
+  const std::vector<Window> windows = test_windows(data.test, seq, limit);
+  LTE_CHECK(!windows.empty(), fmt::format("{}: the test split has nothing to score", data.name));
+  e.shape = {.b = 8, .p = seq, .d = 0};
+  Record r;
+  r.what = e, r.name = name_of(e), r.status = "ok";
+  r.quality = score(be, run.params, run.plan, data.test, windows, e.shape, Exec::gathered);
+  LTE_CHECK(r.quality.scored > 0, fmt::format("{}: the test split has no scored token", data.name));
+  const TextSize size = text_size(data.tokenizer, data.test, windows);
+  const double total = r.quality.loss * static_cast<double>(r.quality.scored);
+  r.token_ppl = std::exp(r.quality.loss);
+  r.byte_ppl = size.bytes ? std::exp(total / static_cast<double>(size.bytes)) : 0;
+  r.word_ppl = size.words ? std::exp(std::min(700.0, total / static_cast<double>(size.words))) : 0;
+  r.window = r.stride = seq, r.text_sha256 = data.sha256;
+  if (data.test_floor) r.excess = r.quality.loss - *data.test_floor;
+  const std::vector<double> all(run.plan.layer.size(), 1.0);
+  r.dense_cost = cost_of(run.params.cfg, dense_plan(run.params.cfg), all, r.quality.context);
+  check_reference(run, data, be, windows, e.shape, r);
+  run_task(run, data, be, r);
+  r.train_tokens = run.info.train_tokens, r.calibration_tokens = run.info.calibration_tokens;
+  r.train_flops = run.info.train_flops, r.train_seconds = run.info.train_seconds;
+  r.histograms = run.info.histograms;
+  r.machine = describe_machine(threads);
+  return r;
+}
+
+void time_group(const LoadedRun& dense, std::span<Timed> group, const Dataset& data, int64_t limit,
+                int repetitions, int threads, const std::function<void(int)>& round) {
+  Backend be = open_backend("cpu", threads);
+  const int seq = std::min(dense.info.seq, dense.params.cfg.max_seq);
+  const Shape shape{.b = 1, .p = seq / 2, .d = seq - seq / 2};
+  const std::vector<Window> windows = test_windows(data.test, seq, limit);
+  std::vector<Series> series(1, {.run = &dense, .prefill = {}, .decode = {}});
+  for (const Timed& t : group) series.push_back({.run = t.run, .prefill = {}, .decode = {}});
+  const auto pass = [&](Series& s, Stopwatch* watch) {
+    return score(be, s.run->params, s.run->plan, data.test, windows, shape, Exec::gathered, watch)
+        .digest;
+  };
+  for (Series& s : series) s.digest = pass(s, nullptr);  // also the warm-up
+  for (int r = 0; r < repetitions; ++r) {
+    for (Series& s : series) {
+      Stopwatch watch;
+      s.digest_ok &= pass(s, &watch) == s.digest;
+      s.prefill.push_back(median(watch.prefill));
+      if (!watch.decode.empty()) s.decode.push_back(median(watch.decode));
+    }
+    if (round) round(r + 1);
+  }
+  const Timing dense_prefill = timing_of(series[0].prefill),
+               dense_decode = timing_of(series[0].decode);
+  for (size_t i = 0; i < group.size(); ++i) {
+    Record& r = *group[i].record;
+    const Series& s = series[i + 1];
+    r.prefill = timing_of(s.prefill), r.decode = timing_of(s.decode);
+    r.prefill_speedup = dense_prefill.median / r.prefill->median;
+    r.decode_speedup = dense_decode.median / r.decode->median;
+    r.ideal_decode = r.dense_cost.bytes / r.quality.cost.bytes;
+    r.digest_ok = s.digest_ok;
+    if (!s.digest_ok)
+      r.status = "failed", r.why = "the timed run's digest differs from the untimed run's";
+  }
+}
+
+}  // namespace lte

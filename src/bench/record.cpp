@@ -1,0 +1,185 @@
+#include "bench/record.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/files.h"
+
+namespace lte {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json cost_json(const Cost& c) {
+  return {{"flops_paper", c.flops_paper}, {"flops_full", c.flops_full}, {"bytes", c.bytes}};
+}
+Cost cost_from(const Json& j) { return {j.at("flops_paper"), j.at("flops_full"), j.at("bytes")}; }
+
+Json timing_json(const std::optional<Timing>& t) {
+  if (!t) return nullptr;
+  return {{"us_per_token", t->median}, {"mad", t->mad}, {"repetitions", t->repetitions}};
+}
+std::optional<Timing> timing_from(const Json& j) {
+  if (j.is_null()) return {};
+  return Timing{j.at("us_per_token"), j.at("mad"), j.at("repetitions")};
+}
+
+Json optional_json(const std::optional<double>& v) { return v ? Json(*v) : Json(nullptr); }
+std::optional<double> optional_from(const Json& j) {
+  if (j.is_null()) return {};
+  return j.get<double>();
+}
+
+Json quality_json(const Record& r) {
+  const Outcome& o = r.quality;
+  return {{"loss", o.loss},
+          {"token_ppl", r.token_ppl},
+          {"byte_ppl", r.byte_ppl},
+          {"word_ppl", r.word_ppl},
+          {"scored_tokens", o.scored},
+          {"computed_tokens", o.tokens},
+          {"window", r.window},
+          {"stride", r.stride},
+          {"text_sha256", r.text_sha256},
+          {"excess_over_source", optional_json(r.excess)},
+          {"rouge_l_coco", optional_json(r.rouge_l)},
+          {"slot_error", optional_json(r.slot_error)},
+          {"reference_loss", r.reference_loss},
+          {"checked_loss", r.checked_loss},
+          {"digest", fmt::format("{:016x}", o.digest)}};
+}
+
+Json active_json(const Outcome& o) {
+  Json unions = Json::object();
+  for (size_t i = 0; i < kUnions.size(); ++i)
+    unions[std::to_string(kUnions[i])] = o.active_union[i];
+  return {{"mean", o.active},         {"p50", o.active_p50}, {"p99", o.active_p99},
+          {"layers", o.active_layer}, {"union", unions},     {"context", o.context}};
+}
+
+Json time_json(const Record& r) {
+  return {{"prefill", timing_json(r.prefill)},
+          {"decode", timing_json(r.decode)},
+          {"prefill_x_dense", optional_json(r.prefill_speedup)},
+          {"decode_x_dense", optional_json(r.decode_speedup)},
+          {"decode_x_ideal", optional_json(r.ideal_decode)},
+          {"digest_ok", r.digest_ok}};
+}
+
+Json training_json(const Record& r) {
+  Json histograms = Json::array();
+  for (const Histogram& h : r.histograms)
+    histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
+  return {{"tokens", r.train_tokens},
+          {"calibration_tokens", r.calibration_tokens},
+          {"flops", r.train_flops},
+          {"seconds", r.train_seconds},
+          {"score_histograms", histograms}};
+}
+
+void quality_from(const Json& j, Record& r) {
+  Outcome& o = r.quality;
+  o.loss = j.at("loss"), o.scored = j.at("scored_tokens"), o.tokens = j.at("computed_tokens");
+  r.token_ppl = j.at("token_ppl"), r.byte_ppl = j.at("byte_ppl"), r.word_ppl = j.at("word_ppl");
+  r.window = j.at("window"), r.stride = j.at("stride"), r.text_sha256 = j.at("text_sha256");
+  r.excess = optional_from(j.at("excess_over_source")),
+  r.rouge_l = optional_from(j.at("rouge_l_coco"));
+  r.slot_error = optional_from(j.at("slot_error"));
+  r.reference_loss = j.at("reference_loss"), r.checked_loss = j.at("checked_loss");
+  o.digest = std::stoull(j.at("digest").get<std::string>(), nullptr, 16);
+}
+
+void active_from(const Json& j, Outcome& o) {
+  o.active = j.at("mean"), o.active_p50 = j.at("p50"), o.active_p99 = j.at("p99"),
+  o.context = j.at("context");
+  o.active_layer = j.at("layers").get<std::vector<double>>();
+  for (size_t i = 0; i < kUnions.size(); ++i)
+    o.active_union[i] = j.at("union").at(std::to_string(kUnions[i]));
+}
+
+}  // namespace
+
+std::string to_json(const Record& r) {
+  const Json j = {{"name", r.name},
+                  {"protocol", r.what.protocol},
+                  {"trials", r.what.trials},
+                  {"status", r.status},
+                  {"why", r.why},
+                  {"seed", r.what.seed},
+                  {"quality", quality_json(r)},
+                  {"active", active_json(r.quality)},
+                  {"cost", cost_json(r.quality.cost)},
+                  {"dense_cost", cost_json(r.dense_cost)},
+                  {"time", time_json(r)},
+                  {"training", training_json(r)},
+                  {"machine", r.machine}};
+  return j.dump();
+}
+
+Record record_from_json(std::string_view line) {
+  try {
+    const Json j = Json::parse(line);
+    Record r;
+    r.name = j.at("name"), r.what = parse_name(r.name);
+    r.what.protocol = j.at("protocol"), r.what.trials = j.at("trials");
+    r.status = j.at("status"), r.why = j.at("why");
+    quality_from(j.at("quality"), r);
+    active_from(j.at("active"), r.quality);
+    r.quality.cost = cost_from(j.at("cost")), r.dense_cost = cost_from(j.at("dense_cost"));
+    const Json& t = j.at("time");
+    r.prefill = timing_from(t.at("prefill")), r.decode = timing_from(t.at("decode"));
+    r.prefill_speedup = optional_from(t.at("prefill_x_dense")),
+    r.decode_speedup = optional_from(t.at("decode_x_dense"));
+    r.ideal_decode = optional_from(t.at("decode_x_ideal")), r.digest_ok = t.at("digest_ok");
+    const Json& train = j.at("training");
+    r.train_tokens = train.at("tokens"), r.calibration_tokens = train.at("calibration_tokens");
+    r.train_flops = train.at("flops"), r.train_seconds = train.at("seconds");
+    for (const Json& h : train.at("score_histograms")) {
+      r.histograms.push_back(
+          {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
+    }
+    r.machine = j.at("machine").get<std::map<std::string, std::string>>();
+    return r;
+  } catch (const nlohmann::json::exception& e) {
+    fail(fmt::format("record: {}", e.what()));
+  }
+}
+
+std::vector<Record> read_records(const std::string& path) {
+  std::vector<Record> records;
+  if (!std::filesystem::exists(path)) return records;
+  const std::string text = read_file(path);
+  int number = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    ++number;
+    if (end > at) {
+      try {
+        records.push_back(record_from_json(std::string_view(text).substr(at, end - at)));
+      } catch (const Error& e) {
+        fail(fmt::format("{}:{}: {}", path, number, e.what()));
+      }
+    }
+    at = end + 1;
+  }
+  return records;
+}
+
+std::vector<Record> latest(std::vector<Record> all) {
+  std::map<std::string, size_t> place;
+  std::vector<Record> out;
+  for (Record& r : all) {
+    const auto [at, fresh] = place.try_emplace(r.name, out.size());
+    if (fresh) {
+      out.push_back(std::move(r));
+    } else {
+      out[at->second] = std::move(r);
+    }
+  }
+  return out;
+}
+
+}  // namespace lte

@@ -1,0 +1,324 @@
+// The plots of a group.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "bench/report_parts.h"
+#include "bench/svg.h"
+
+namespace lte {
+namespace {
+
+constexpr double kShown = 0.25;      // active fraction near which single rows are looked at
+constexpr size_t kPanelColumns = 6;  // layers of a histogram figure
+constexpr double kSamePoint = 0.02;  // active fractions that the ideal line does not tell apart
+constexpr double kSqueezed = 2.5;    // spread of all points over that of the compared ones
+
+double active_of(const Record& r) { return r.quality.active; }
+
+std::string row_name(const Row& row) {
+  return fmt::format("{} ({})", row.label, row.what().protocol);
+}
+
+bool is_dense(const Row& row) { return row.what().method == "dense"; }
+bool is_static(const Row& row) { return is_dense(row) || row.what().method == "prune"; }
+
+// One curve a method and protocol. Curves of a method in both protocols share their color.
+struct Curve {
+  Series series;
+  std::vector<const Row*> rows;
+};
+
+std::vector<Curve> curves_of(const Group& g) {
+  std::vector<Curve> curves;
+  std::map<std::string, int> colors;
+  std::map<std::string, size_t> seen;
+  for (const Row& row : g.rows) {
+    if (row.failed || is_dense(row)) continue;
+    const std::string& protocol = row.what().protocol;
+    const std::string name = fmt::format("{} ({})", row.curve, protocol);
+    const auto [at, fresh] = seen.try_emplace(name, curves.size());
+    if (fresh) {
+      const int color =
+          colors.try_emplace(row.curve, static_cast<int>(colors.size())).first->second;
+      curves.push_back({{.name = name,
+                         .stroke = protocol == "paper" ? Stroke::dashed : Stroke::solid,
+                         .color = color},
+                        {}});
+    }
+    curves[at->second].rows.push_back(&row);
+  }
+  return curves;
+}
+
+struct Point {
+  double x = 0, y = 0, low = 0, high = 0;
+};
+using PointOf = std::function<std::optional<Point>(const Row&)>;
+
+std::vector<Series> series_of(const Group& g, const PointOf& point_of) {
+  std::vector<Series> all;
+  for (Curve& curve : curves_of(g)) {
+    std::vector<Point> points;
+    for (const Row* row : curve.rows) {
+      if (const auto p = point_of(*row)) points.push_back(*p);
+    }
+    if (points.empty()) continue;
+    std::stable_sort(points.begin(), points.end(),
+                     [](const Point& a, const Point& b) { return a.x < b.x; });
+    for (const Point& p : points) {
+      curve.series.x.push_back(p.x), curve.series.y.push_back(p.y);
+      curve.series.y_low.push_back(p.low), curve.series.y_high.push_back(p.high);
+    }
+    all.push_back(std::move(curve.series));
+  }
+  return all;
+}
+
+std::vector<Level> dense_levels(const Group& g, const PointOf& point_of) {
+  constexpr Stroke kStrokes[] = {Stroke::solid, Stroke::dashed};
+  std::vector<Level> levels;
+  for (const Row& row : g.rows) {
+    if (row.failed || !is_dense(row)) continue;
+    const auto p = point_of(row);
+    if (p) levels.push_back({row_name(row), p->y, kStrokes[levels.size() % 2]});
+  }
+  return levels;
+}
+
+std::optional<double> flops_ratio(const Record& r) {
+  if (r.dense_cost.flops_paper <= 0) return std::nullopt;
+  return r.quality.cost.flops_paper / r.dense_cost.flops_paper;
+}
+
+std::optional<Point> loss_point(const Row& row, const Number& x) {
+  const Stat at = over_seeds(row, x);
+  const Stat loss = over_seeds(row, [](const Record& r) { return r.quality.loss; });
+  if (at.n == 0 || loss.n == 0) return std::nullopt;
+  return Point{at.mean, loss.mean, loss.mean - loss.sd, loss.mean + loss.sd};
+}
+
+// If rows that were not trained further lie so far off that the others would be squeezed together,
+// the axis ends above the others.
+std::optional<std::pair<double, double>> readable_range(const Plot& p) {
+  double low = 1e300, near = -1e300, far = -1e300;
+  const auto see = [&](double value, bool compared) {
+    if (!std::isfinite(value)) return;
+    low = std::min(low, value), far = std::max(far, value);
+    if (compared) near = std::max(near, value);
+  };
+  for (const Level& l : p.levels) see(l.y, true);
+  for (const Series& s : p.series) {
+    for (double y : s.y_high) see(y, s.stroke == Stroke::solid);
+    for (double y : s.y_low) see(y, s.stroke == Stroke::solid);
+  }
+  if (near <= low || far - low <= kSqueezed * (near - low)) return std::nullopt;
+  return std::pair(low - 0.06 * (near - low), near + 0.4 * (near - low));
+}
+
+Plot loss_plot(const Group& g, std::string title, std::string x_label, const Number& x) {
+  const PointOf point = [&](const Row& row) { return loss_point(row, x); };
+  return {.title = std::move(title),
+          .x = {.label = std::move(x_label)},
+          .y = {.label = "test loss (nats/token)"},
+          .series = series_of(g, point),
+          .levels = dense_levels(g, point)};
+}
+
+std::optional<Point> decode_point(const Row& row) {
+  const auto t = decode_of(row);
+  if (!t) return std::nullopt;
+  return Point{over_seeds(row, active_of).mean, t->median, t->median - t->mad, t->median + t->mad};
+}
+
+// What decode would take if its time were in proportion to the bytes that it reads. Rows of nearly
+// the same active fraction (with and without routers) share a point.
+Series ideal_series(const Group& g) {
+  std::vector<double> dense;
+  std::vector<std::pair<double, double>> points;  // active, bytes / dense bytes
+  for (const Row& row : g.rows) {
+    const auto t = decode_of(row);
+    const Stat bytes = over_seeds(row, [](const Record& r) -> std::optional<double> {
+      if (r.dense_cost.bytes <= 0) return std::nullopt;
+      return r.quality.cost.bytes / r.dense_cost.bytes;
+    });
+    if (!t || t->speedup <= 0 || bytes.n == 0) continue;
+    dense.push_back(t->median * t->speedup);
+    points.emplace_back(over_seeds(row, active_of).mean, bytes.mean);
+  }
+  std::sort(points.begin(), points.end());
+  Series s{.name = "ideal: dense time × bytes", .stroke = Stroke::dotted, .markers = false};
+  s.color = -1;
+  for (size_t i = 0; i < points.size();) {
+    std::vector<double> x, y;
+    for (const double first = points[i].first; i < points.size(); ++i) {
+      if (points[i].first > first + kSamePoint) break;
+      x.push_back(points[i].first), y.push_back(points[i].second);
+    }
+    s.x.push_back(stat_of(x).mean);
+    s.y.push_back(stat_of(y).mean * median_of(dense));
+  }
+  return s;
+}
+
+Plot decode_plot(const Group& g) {
+  Plot p{.title = "Decode latency against active fraction",
+         .x = {.label = "active fraction of FFN neurons"},
+         .y = {.label = "decode (µs/token)"},
+         .series = series_of(g, decode_point),
+         .levels = dense_levels(g, decode_point)};
+  if (p.series.empty() && p.levels.empty()) return p;
+  Series ideal = ideal_series(g);
+  if (!ideal.x.empty()) p.series.push_back(std::move(ideal));
+  return p;
+}
+
+// Of every method that routes, the row nearest to kShown.
+std::vector<const Row*> shown_rows(const Group& g) {
+  std::vector<const Row*> rows;
+  std::map<std::string, size_t> seen;
+  const auto distance = [](const Row& row) {
+    return std::abs(over_seeds(row, active_of).mean - kShown);
+  };
+  for (const Row& row : g.rows) {
+    if (row.failed || is_static(row)) continue;
+    const auto [at, fresh] = seen.try_emplace(row.what().method, rows.size());
+    if (fresh) {
+      rows.push_back(&row);
+    } else if (distance(row) < distance(*rows[at->second])) {
+      rows[at->second] = &row;
+    }
+  }
+  return rows;
+}
+
+std::string near_name(const Row& row) {
+  return fmt::format("{}, measured {:.2f}", row.label, over_seeds(row, active_of).mean);
+}
+
+Bars layer_bars(std::span<const Row* const> rows) {
+  Bars b{.title = "Active fraction by layer",
+         .x_label = "layer",
+         .y_label = "active fraction of FFN neurons"};
+  size_t layers = 0;
+  for (const Row* row : rows) {
+    for (const Record* r : row->records) layers = std::max(layers, r->quality.active_layer.size());
+  }
+  for (size_t l = 0; l < layers; ++l) b.groups.push_back(fmt::format("{}", l));
+  for (const Row* row : rows) {
+    std::vector<double> values;
+    for (size_t l = 0; l < layers; ++l) {
+      values.push_back(over_seeds(*row, [l](const Record& r) -> std::optional<double> {
+                         if (l >= r.quality.active_layer.size()) return std::nullopt;
+                         return r.quality.active_layer[l];
+                       }).mean);
+    }
+    b.names.push_back(near_name(*row));
+    b.values.push_back(std::move(values));
+  }
+  return b;
+}
+
+Plot union_plot(std::span<const Row* const> rows) {
+  Plot p{.title = "Union of active experts over consecutive tokens",
+         .x = {.label = "consecutive tokens", .log = true, .ticks = {}},
+         .y = {.label = "active fraction of the union"}};
+  p.y.range = {0.0, 1.05};
+  for (int n : kUnions) p.x.ticks.push_back(n);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Series s{.name = near_name(*rows[i]), .color = static_cast<int>(i)};
+    for (size_t k = 0; k < kUnions.size(); ++k) {
+      s.x.push_back(kUnions[k]);
+      s.y.push_back(
+          over_seeds(*rows[i], [k](const Record& r) { return r.quality.active_union[k]; }).mean);
+    }
+    p.series.push_back(std::move(s));
+  }
+  p.levels.push_back({"every expert", 1.0, Stroke::dashed});
+  return p;
+}
+
+// A row of panels a stage, a column a layer; of many layers, evenly spaced ones.
+std::optional<Histograms> score_histograms(const Row& row) {
+  const auto found = std::find_if(row.records.begin(), row.records.end(),
+                                  [](const Record* r) { return !r->histograms.empty(); });
+  if (found == row.records.end()) return std::nullopt;
+  const Record& r = **found;
+  size_t layers = 0;
+  for (const Histogram& h : r.histograms) layers = std::max(layers, h.layer.size());
+  if (layers == 0) return std::nullopt;
+  const size_t shown = std::min(layers, kPanelColumns);
+  Histograms all{.title = fmt::format("Router scores of {}, seed {}", near_name(row), r.what.seed),
+                 .x_label = "router score",
+                 .columns = static_cast<int>(shown)};
+  for (const Histogram& h : r.histograms) {
+    for (size_t i = 0; i < shown; ++i) {
+      const size_t l = shown == 1 ? 0 : i * (layers - 1) / (shown - 1);
+      all.panels.push_back({fmt::format("{}, layer {}", h.stage, l),
+                            l < h.layer.size() ? h.layer[l] : std::vector<int64_t>{}});
+    }
+  }
+  return all;
+}
+
+using Add = std::function<void(const std::string& name, std::string caption, std::string svg)>;
+
+// If far-off rows squeeze the others together, the plot comes twice: near, and in full.
+void add_loss(const Add& add, const std::string& name, Plot p) {
+  const std::string title = p.title;
+  const std::string caption =
+      title + ", every router counted. Bars: one standard deviation over seeds.";
+  p.y.range = readable_range(p);
+  if (p.y.range) p.title = title + ", where the rows are close";
+  const bool twice = p.y.range.has_value();
+  add(name, caption, draw(p));
+  if (!twice) return;
+  p.y.range.reset();
+  p.title = title + ", all rows";
+  add(name + "-all", title + ", in full.", draw(p));
+}
+
+void add_rows(const Add& add, const std::vector<const Row*>& rows) {
+  if (rows.empty()) return;
+  add("layers", "Where the active neurons are, mean over seeds.", draw(layer_bars(rows)));
+  add("union", "What a batch or a block of tokens loads, mean over seeds.", draw(union_plot(rows)));
+  for (const Row* row : rows) {
+    const auto histograms = score_histograms(*row);
+    if (!histograms) continue;
+    add("scores-" + slug(row->what().method),
+        "Router scores before and after each stage. Every panel has its own scale; dashed: 0.5.",
+        draw(*histograms));
+  }
+}
+
+}  // namespace
+
+std::vector<Figure> figures_of(const Group& g, const std::string& prefix) {
+  std::vector<Figure> figures;
+  const Add add = [&](const std::string& name, std::string caption, std::string svg) {
+    figures.push_back({prefix + "-" + name, std::move(caption), std::move(svg)});
+  };
+  const bool measured =
+      std::any_of(g.rows.begin(), g.rows.end(), [](const Row& row) { return !row.failed; });
+  if (!measured) return figures;
+  add_loss(add, "loss-flops",
+           loss_plot(g, "Test loss against FLOPs per token",
+                     "FLOPs per token / dense (paper convention)", flops_ratio));
+  add_loss(add, "loss-active",
+           loss_plot(g, "Test loss against active fraction", "active fraction of FFN neurons",
+                     active_of));
+  const Plot decode = decode_plot(g);
+  if (!decode.series.empty() || !decode.levels.empty()) {
+    add("decode",
+        "Decode latency. Bars: median absolute deviation. Dotted: a decode that takes time in "
+        "proportion to the bytes it reads.",
+        draw(decode));
+  }
+  add_rows(add, shown_rows(g));
+  return figures;
+}
+
+}  // namespace lte

@@ -1,0 +1,221 @@
+#include "bench/run_folder.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/files.h"
+#include "core/hash.h"
+#include "io/safetensors.h"
+
+namespace lte {
+namespace {
+
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+constexpr int kFormat = 1;
+constexpr const char *kRules[] = {"all", "threshold", "top_k"}, *kRouters[] = {"none", "linear"},
+                     *kInputs[] = {"normed", "residual"};
+
+template <size_t N>
+size_t index_of(const char* const (&names)[N], const std::string& name) {
+  for (size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return i;
+  }
+  fail(fmt::format("run.json: unknown value '{}'", name));
+}
+
+Json plan_json(const Plan& plan) {
+  Json layers = Json::array();
+  for (const FfnPlan& p : plan.layer) {
+    layers.push_back({{"group", p.group},
+                      {"router", kRouters[static_cast<size_t>(p.router)]},
+                      {"router_bias", p.router_bias},
+                      {"input", kInputs[static_cast<size_t>(p.input)]},
+                      {"rule", kRules[static_cast<size_t>(p.rule)]},
+                      {"cut", p.cut},
+                      {"order", p.order}});
+  }
+  return {{"method", plan.method}, {"knobs", plan.knobs}, {"layers", layers}};
+}
+
+Plan plan_from(const Json& j) {
+  Plan plan{.method = j.at("method"), .knobs = j.at("knobs").get<Knobs>(), .layer = {}};
+  for (const Json& l : j.at("layers")) {
+    plan.layer.push_back({.group = l.at("group"),
+                          .order = l.at("order").get<std::vector<int>>(),
+                          .router = static_cast<RouterKind>(index_of(kRouters, l.at("router"))),
+                          .router_bias = l.at("router_bias"),
+                          .input = static_cast<RouterInput>(index_of(kInputs, l.at("input"))),
+                          .rule = static_cast<Rule>(index_of(kRules, l.at("rule"))),
+                          .cut = l.at("cut")});
+  }
+  return plan;
+}
+
+Json info_json(const RunInfo& i) {
+  Json histograms = Json::array();
+  for (const Histogram& h : i.histograms)
+    histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
+  return {{"kind", i.kind},
+          {"dataset", i.dataset},
+          {"data_sha256", i.data_sha256},
+          {"base_of", i.base_of},
+          {"seed", i.seed},
+          {"seq", i.seq},
+          {"train_tokens", i.train_tokens},
+          {"calibration_tokens", i.calibration_tokens},
+          {"train_flops", i.train_flops},
+          {"train_seconds", i.train_seconds},
+          {"histograms", histograms}};
+}
+
+RunInfo info_from(const Json& j) {
+  RunInfo i{.kind = j.at("kind"),
+            .dataset = j.at("dataset"),
+            .data_sha256 = j.at("data_sha256"),
+            .base_of = j.at("base_of"),
+            .seed = j.at("seed"),
+            .seq = j.at("seq"),
+            .train_tokens = j.at("train_tokens"),
+            .calibration_tokens = j.at("calibration_tokens"),
+            .train_flops = j.at("train_flops"),
+            .train_seconds = j.at("train_seconds"),
+            .histograms = {}};
+  for (const Json& h : j.at("histograms")) {
+    i.histograms.push_back(
+        {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
+  }
+  return i;
+}
+
+std::vector<NamedTensor> named(const Params& p) {
+  std::vector<NamedTensor> list;
+  visit_params(const_cast<Params&>(p), [&](Tensor& t, const ParamInfo& info) {
+    list.push_back({info.name, t});
+  });
+  return list;
+}
+
+void copy_named(Params& p, const TensorFile& file, const std::string& path) {
+  size_t found = 0;
+  visit_params(p, [&](Tensor& t, const ParamInfo& info) {
+    const Tensor& from = find_tensor(file, info.name);
+    LTE_CHECK(
+        from.dtype == t.dtype && from.rank == t.rank && std::equal(t.dim, t.dim + 4, from.dim),
+        fmt::format("{}: tensor {} has another shape or type than run.json says", path, info.name));
+    std::memcpy(t.data, from.data, t.bytes());
+    ++found;
+  });
+  LTE_CHECK(found == file.tensors.size(), fmt::format("{}: holds {} tensors, run.json says {}",
+                                                      path, file.tensors.size(), found));
+}
+
+std::string stage_path(const std::string& folder, const std::string& stage) {
+  return fmt::format("{}/stage-{}.safetensors", folder, stage);
+}
+
+bool restore_stage(const std::string& path, const std::string& key, const TrainState& s) {
+  if (!fs::exists(path)) return false;
+  const TensorFile file = load_safetensors(path);
+  const auto found = file.metadata.find("key");
+  if (found == file.metadata.end() || found->second != key) return false;
+  const auto take = [&](const char* name, Params& to) {
+    const Tensor& from = find_tensor(file, name);
+    LTE_CHECK(from.bytes() == to.flat().bytes(),
+              fmt::format("{}: {} has another size than the model", path, name));
+    std::memcpy(to.flat().data, from.data, from.bytes());
+  };
+  take("params", s.params), take("m", s.m), take("v", s.v);
+  s.step = std::stoll(file.metadata.at("step"));
+  s.eta = std::strtod(file.metadata.at("eta").c_str(), nullptr);
+  return true;
+}
+
+void save_stage(const std::string& path, const std::string& key, const TrainState& s) {
+  const std::vector<NamedTensor> list = {
+      {"params", s.params.flat()}, {"m", s.m.flat()}, {"v", s.v.flat()}};
+  save_safetensors(
+      path, list,
+      {{"key", key}, {"step", fmt::format("{}", s.step)}, {"eta", fmt::format("{:a}", s.eta)}});
+}
+
+}  // namespace
+
+std::string weights_sha256(const Params& p) {
+  const Tensor flat = p.flat();
+  return sha256_hex({static_cast<const char*>(flat.data), flat.bytes()});
+}
+
+bool is_run(const std::string& folder) { return fs::exists(folder + "/run.json"); }
+
+void save_run(const std::string& folder, const Params& p, const Plan& plan,
+              const Tokenizer& tokenizer, const RunInfo& info) {
+  make_folder(folder);
+  save_safetensors(folder + "/model.safetensors", named(p));
+  write_file(folder + "/tokenizer.json", to_json(tokenizer));
+  const Json j = {{"format", kFormat},       {"model", p.cfg.name},
+                  {"vocab", p.cfg.vocab},    {"weights_sha256", weights_sha256(p)},
+                  {"plan", plan_json(plan)}, {"run", info_json(info)}};
+  write_file(folder + "/run.json",
+             j.dump(1) + "\n");  // last: its presence says that the run is complete
+}
+
+LoadedRun load_run(const std::string& folder) {
+  const std::string path = folder + "/run.json";
+  LTE_CHECK(fs::exists(path),
+            fmt::format("{}: is not a finished run folder (it has no run.json)", folder));
+  const std::string text = read_file(path);
+  try {
+    const Json j = Json::parse(text);
+    LTE_CHECK(j.at("format") == kFormat,
+              fmt::format("{}: is of another format than this program's", path));
+    ModelConfig cfg = parse_model(j.at("model").get<std::string>());
+    cfg.vocab = j.at("vocab");
+    Plan plan = plan_from(j.at("plan"));
+    LoadedRun run{.params = make_params(cfg, plan),
+                  .plan = plan,
+                  .tokenizer = tokenizer_from_json(read_file(folder + "/tokenizer.json")),
+                  .info = info_from(j.at("run"))};
+    const std::string weights = folder + "/model.safetensors";
+    copy_named(run.params, load_safetensors(weights), weights);
+    LTE_CHECK(weights_sha256(run.params) == j.at("weights_sha256"),
+              fmt::format("{}: the weights are not those that run.json names", weights));
+    return run;
+  } catch (const nlohmann::json::exception& e) {
+    fail(fmt::format("{}: damaged: {}", path, e.what()));
+  }
+}
+
+TrainHooks run_hooks(const std::string& folder, const std::string& stage, const std::string& key,
+                     std::function<void(const StepLog&)> watch, double save_seconds) {
+  make_folder(folder);
+  const std::string path = stage_path(folder, stage), log = folder + "/log.jsonl";
+  TrainHooks hooks;
+  hooks.save_seconds = save_seconds;
+  hooks.restore = [=](const TrainState& s) { return restore_stage(path, key, s); };
+  hooks.save = [=](const TrainState& s) { save_stage(path, key, s); };
+  hooks.log = [=](const StepLog& l) {
+    append_line(
+        log, fmt::format(
+                 "{{\"stage\":\"{}\",\"step\":{},\"loss\":{:.6g},\"efficiency\":{:.6g},"
+                 "\"separability\":{:.6g},\"active\":{:.6g},\"crossings\":{:.6g},\"eta\":{:.6g},"
+                 "\"lambda\":{:.6g},\"lr\":{:.6g},\"grad_norm\":{:.6g},\"tokens_per_s\":{:.6g}}}",
+                 stage, l.step, l.loss, l.efficiency, l.separability, l.active, l.crossings, l.eta,
+                 l.lambda, l.lr, l.grad_norm, l.tokens_per_s));
+    if (watch) watch(l);
+  };
+  return hooks;
+}
+
+void clear_checkpoints(const std::string& folder) {
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("stage-") && name.ends_with(".safetensors")) fs::remove(entry.path());
+  }
+}
+
+}  // namespace lte

@@ -1,0 +1,234 @@
+#include "bench/runner.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "core/files.h"
+#include "core/hash.h"
+
+namespace lte {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+std::string short_hash(const std::string& text) { return sha256_hex(text).substr(0, 16); }
+
+// Planned work of a stage, in training FLOPs; measuring and timing count as a little.
+constexpr double kSmallWork = 1e11;
+
+struct Runner {
+  const RunnerSpec& spec;
+  Backend be;
+  Clock::time_point start = Clock::now();
+  std::map<std::string, std::unique_ptr<Dataset>> datasets;
+  std::vector<Experiment> mine;
+  Progress now;
+  double work_total = 0, work_done = 0, work_cached = 0;
+  RunSummary summary;
+
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+  const Dataset& dataset(const std::string& name) {
+    auto& slot = datasets[name];
+    if (!slot) slot = std::make_unique<Dataset>(load_dataset(name, "", spec.data));
+    return *slot;
+  }
+
+  void report(double stage_share, double stage_work) {
+    now.elapsed = elapsed();
+    const double done = work_done - work_cached + stage_share * stage_work;
+    now.remaining =
+        done > 0 ? now.elapsed * (work_total - work_done - stage_share * stage_work) / done : -1;
+    if (spec.progress) spec.progress(now);
+  }
+  void begin(const std::string& what) {
+    ++now.stage;
+    now.what = what, now.step = now.steps = 0, now.cached = now.finished = false;
+    report(0, 0);
+  }
+  void end(double work, bool cached) {
+    work_done += work;
+    if (cached) work_cached += work, ++summary.cached;
+    if (!cached) ++summary.run;
+    now.cached = cached, now.finished = true;
+    report(0, 0);
+  }
+  std::function<void(const StepLog&)> watch(double work, int64_t before, int64_t all) {
+    return [this, work, before, all](const StepLog& l) {
+      now.step = before + l.step, now.steps = all, now.loss = l.loss,
+      now.tokens_per_s = l.tokens_per_s;
+      report(static_cast<double>(now.step) / static_cast<double>(std::max<int64_t>(1, all)), work);
+    };
+  }
+
+  std::string base_folder(const BaseSpec& b) {
+    const Dataset& d = dataset(b.dataset);
+    return fmt::format(
+        "{}/base-{}", spec.work,
+        short_hash(fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, b.model, d.sha256,
+                               d.tokenizer.spec, b.steps, b.batch, b.lr, b.seed)));
+  }
+  std::string fit_folder(const Experiment& e) {
+    const Knobs all = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
+    std::string text = base_folder(e.base) + e.method + fmt::format(" {}", e.seed);
+    for (const auto& [key, value] : all) text += fmt::format(" {}={}", key, value);
+    return fmt::format("{}/{}-{}", spec.work, e.method, short_hash(text));
+  }
+  // A record belongs to its fit, and to how it was scored.
+  std::string record_path(const Experiment& e) {
+    return fmt::format(
+        "{}/record-{}.json", fit_folder(e),
+        short_hash(fmt::format("{} {} {} {} {} {}", e.suite, e.protocol, e.trials, e.backend,
+                               spec.suite.score_windows, kTrainerRevision)));
+  }
+
+  double base_work(const BaseSpec& b) {
+    ModelConfig c = parse_model(b.model);
+    const Dataset& d = dataset(b.dataset);
+    c.vocab = static_cast<int>(d.tokenizer.vocab.size());
+    const TrainSpec t = base_training(b, d.default_seq, c.max_seq);
+    return static_cast<double>(b.steps * b.batch * t.seq) *
+           train_flops(c, dense_plan(c), t.seq, false);
+  }
+  double fit_work(const Experiment& e) {
+    const Knobs k = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
+    BaseSpec b = e.base;
+    b.steps = k.contains("steps") ? std::stoll(k.at("steps")) : 0;
+    b.batch = static_cast<int>(std::stoll(k.at("batch")));
+    return base_work(b) + kSmallWork;
+  }
+  int64_t fit_steps(const Experiment& e) {
+    const Knobs k = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
+    return k.contains("steps") ? std::stoll(k.at("steps")) : 0;
+  }
+
+  LoadedRun base(const BaseSpec& b) {
+    return train_base(be, b, dataset(b.dataset), base_folder(b), {});
+  }
+
+  void run_base(const BaseSpec& b) {
+    const std::string folder = base_folder(b);
+    const double work = base_work(b);
+    const bool cached = is_run(folder);
+    begin(fmt::format("train {} on {}, seed {}", b.model, b.dataset, b.seed));
+    train_base(be, b, dataset(b.dataset), folder, watch(work, 0, b.steps));
+    end(work, cached);
+  }
+
+  void run_fit(const Experiment& e, const LoadedRun& base_run) {
+    const std::string folder = fit_folder(e), path = record_path(e);
+    const double work = fit_work(e);
+    const bool cached = is_run(folder) && fs::exists(path);
+    std::string knobs;
+    for (const auto& [key, value] : e.knobs) knobs += fmt::format(" {}={}", key, value);
+    begin(fmt::format("{}{} on {}, seed {}", e.method, knobs, e.base.dataset, e.seed));
+    if (!cached) {
+      const int64_t steps = fit_steps(e);
+      std::string stage;
+      int64_t before = 0, last = 0;
+      const LoadedRun run =
+          fit_method(be, base_run, dataset(e.base.dataset), e.method, e.knobs, e.seed, folder,
+                     [&](const std::string& name, const StepLog& l) {
+                       if (name != stage) before += last, stage = name;
+                       last = l.steps;
+                       watch(work, before, steps)(l);
+                     });
+      const Record r =
+          measure(run, dataset(e.base.dataset), e, spec.suite.score_windows, spec.threads);
+      write_file(path, to_json(r) + "\n");
+    }
+    end(work, cached);
+  }
+
+  // Times the experiments of one base together.
+  void run_timing(const std::vector<const Experiment*>& group) {
+    const BaseSpec& b = group[0]->base;
+    begin(fmt::format("time {} methods, {} on {}", group.size(), b.model, b.dataset));
+    std::vector<Record> records;
+    bool cached = true;
+    for (const Experiment* e : group) {
+      records.push_back(read_records(record_path(*e)).at(0));
+      cached &= records.back().decode.has_value();
+    }
+    if (!cached) {
+      const LoadedRun dense = base(b);
+      std::vector<std::unique_ptr<LoadedRun>> runs;
+      std::vector<Timed> timed;
+      for (size_t i = 0; i < group.size(); ++i) {
+        runs.push_back(std::make_unique<LoadedRun>(load_run(fit_folder(*group[i]))));
+        timed.push_back({runs.back().get(), &records[i]});
+      }
+      now.steps = spec.suite.repetitions;
+      time_group(dense, timed, dataset(b.dataset), spec.suite.time_windows, spec.suite.repetitions,
+                 spec.threads, [&](int round) { now.step = round, report(0, 0); });
+      for (size_t i = 0; i < group.size(); ++i)
+        write_file(record_path(*group[i]), to_json(records[i]) + "\n");
+    }
+    end(kSmallWork, cached);
+    for (Record& r : records) summary.records.push_back(std::move(r));
+  }
+
+  // Appends what the results do not hold yet, by name, digest, revision and machine.
+  void append_records() {
+    const std::string path = spec.results + "/records.jsonl";
+    make_folder(spec.results);
+    std::set<std::string> known;
+    const auto key = [](const Record& r) {
+      return fmt::format("{} {:x} {} {} {}", r.name, r.quality.digest, r.status,
+                         r.machine.at("revision"), r.machine.at("cpu"));
+    };
+    for (const Record& r : read_records(path)) known.insert(key(r));
+    for (const Record& r : summary.records) {
+      if (known.insert(key(r)).second) append_line(path, to_json(r));
+    }
+  }
+
+  void run() {
+    for (size_t i = 0; i < spec.suite.experiments.size(); ++i) {
+      if (static_cast<int>(i % static_cast<size_t>(spec.shards)) == spec.shard)
+        mine.push_back(spec.suite.experiments[i]);
+    }
+    std::vector<BaseSpec> bases;
+    for (const Experiment& e : mine) {
+      if (std::find(bases.begin(), bases.end(), e.base) == bases.end()) bases.push_back(e.base);
+    }
+    for (const BaseSpec& b : bases) work_total += base_work(b) + kSmallWork;
+    for (const Experiment& e : mine) work_total += fit_work(e);
+    now.stages = static_cast<int>(2 * bases.size() + mine.size());
+    for (const BaseSpec& b : bases) {
+      run_base(b);
+      const LoadedRun base_run = base(b);
+      std::vector<const Experiment*> group;
+      for (const Experiment& e : mine) {
+        if (e.base == b) run_fit(e, base_run), group.push_back(&e);
+      }
+      run_timing(group);
+    }
+    for (const Record& r : summary.records) summary.failed += r.status != "ok";
+    append_records();
+    summary.seconds = elapsed();
+  }
+};
+
+}  // namespace
+
+RunSummary run_suite(const RunnerSpec& spec) {
+  LTE_CHECK(spec.shards >= 1 && spec.shard >= 0 && spec.shard < spec.shards,
+            fmt::format("shard {}/{}: wants 0/n to n-1/n", spec.shard, spec.shards));
+  Runner r{.spec = spec,
+           .be = open_backend("cpu", spec.threads),
+           .datasets = {},
+           .mine = {},
+           .now = {},
+           .summary = {}};
+  r.run();
+  return std::move(r.summary);
+}
+
+}  // namespace lte

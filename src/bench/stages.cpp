@@ -1,0 +1,112 @@
+// Training and fitting into run folders.
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "bench/runner.h"
+#include "core/hash.h"
+
+namespace lte {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) {
+  return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+std::string knobs_text(const Knobs& knobs) {
+  std::string text;
+  for (const auto& [key, value] : knobs) text += fmt::format("{}={},", key, value);
+  return text;
+}
+
+}  // namespace
+
+TrainSpec base_training(const BaseSpec& b, int seq, int max_seq) {
+  TrainSpec s;
+  s.steps = b.steps, s.batch = b.batch, s.seq = std::min(seq, max_seq), s.lr = b.lr, s.decay = 0.1;
+  s.seed = b.seed;
+  return s;
+}
+
+LoadedRun train_base(Backend& be, const BaseSpec& spec, const Dataset& data,
+                     const std::string& folder, const std::function<void(const StepLog&)>& watch) {
+  if (is_run(folder)) return load_run(folder);
+  ModelConfig cfg = parse_model(spec.model);
+  cfg.vocab = static_cast<int>(data.tokenizer.vocab.size());
+  LoadedRun run{.params = make_params(cfg, dense_plan(cfg)),
+                .plan = dense_plan(cfg),
+                .tokenizer = data.tokenizer,
+                .info = {}};
+  init_params(run.params, spec.seed);
+  const TrainSpec train_spec = base_training(spec, data.default_seq, cfg.max_seq);
+  const std::string key =
+      sha256_hex(fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, spec.model, data.sha256,
+                             data.tokenizer.spec, spec.steps, spec.batch, spec.lr, spec.seed));
+  const auto start = Clock::now();
+  train(be, run.params, run.plan, data.train, data.valid, train_spec,
+        run_hooks(folder, "base", key, watch));
+  const int64_t tokens = spec.steps * spec.batch * train_spec.seq;
+  run.info = {.kind = "base",
+              .dataset = data.name,
+              .data_sha256 = data.sha256,
+              .base_of = "",
+              .seed = spec.seed,
+              .seq = train_spec.seq,
+              .train_tokens = tokens,
+              .calibration_tokens = 0,
+              .train_flops =
+                  static_cast<double>(tokens) * train_flops(cfg, run.plan, train_spec.seq, false),
+              .train_seconds = seconds_since(start),
+              .histograms = {}};
+  save_run(folder, run.params, run.plan, run.tokenizer, run.info);
+  clear_checkpoints(folder);
+  return run;
+}
+
+LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
+                     const std::string& method, const Knobs& knobs, uint64_t seed,
+                     const std::string& folder,
+                     const std::function<void(const std::string&, const StepLog&)>& watch) {
+  if (is_run(folder)) return load_run(folder);
+  LTE_CHECK(base.info.kind == "base",
+            "a method is fitted to a base model, and this run is a fit itself");
+  const Knobs all = resolve_knobs(method, all_knobs(find_method(method)), knobs);
+  const std::string key =
+      sha256_hex(fmt::format("{} {} {} {} {} {}", kTrainerRevision, weights_sha256(base.params),
+                             data.sha256, method, knobs_text(all), seed));
+  FitInput in{.backend = be,
+              .dense = base.params,
+              .train = data.train,
+              .valid = data.valid,
+              .seq = base.info.seq,
+              .seed = seed,
+              .hooks = {}};
+  in.hooks = [&](const std::string& stage) {
+    return run_hooks(folder, stage, key, [&watch, stage](const StepLog& l) {
+      if (watch) watch(stage, l);
+    });
+  };
+  const auto start = Clock::now();
+  Fitted f = fit(in, method, all);
+  LoadedRun run{.params = std::move(f.params),
+                .plan = std::move(f.plan),
+                .tokenizer = base.tokenizer,
+                .info = {}};
+  run.info = {.kind = "fit",
+              .dataset = data.name,
+              .data_sha256 = data.sha256,
+              .base_of = weights_sha256(base.params),
+              .seed = seed,
+              .seq = base.info.seq,
+              .train_tokens = f.train_tokens,
+              .calibration_tokens = f.calibration_tokens,
+              .train_flops = f.train_flops,
+              .train_seconds = seconds_since(start),
+              .histograms = std::move(f.histograms)};
+  save_run(folder, run.params, run.plan, run.tokenizer, run.info);
+  clear_checkpoints(folder);
+  return run;
+}
+
+}  // namespace lte

@@ -1,0 +1,34 @@
+// Text generation: a prompt in one chunk, then one token at a time through the key-value cache.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "core/rng.h"
+#include "model/forward.h"
+
+namespace lte {
+
+struct Sampling {
+  double temperature = 0;  // 0: greedy
+  int top_k = 0;           // 0: all
+  double top_p = 1;        // smallest set of tokens that holds this much probability
+  uint64_t seed = 0;
+};
+
+// Draws one token. Greedy ties go to the smaller id.
+int32_t sample(std::span<const float> logits, const Sampling&, Rng&);
+
+struct Generated {
+  std::vector<int32_t> tokens;  // without the prompt, without `stop`
+  double active = 1;            // mean active fraction over prompt and generated tokens
+  bool full = false;            // ended because the context was full
+};
+
+// Stops after `most` tokens, at `stop` (below 0: none), or where the model's max_seq is reached; a
+// prompt that is longer than max_seq - 1 keeps its end. `each` sees every token as it is drawn.
+Generated generate(Backend&, const Params&, const Plan&, std::span<const int32_t> prompt, int most,
+                   int32_t stop, const Sampling&, const std::function<void(int32_t)>& each = {});
+
+}  // namespace lte
