@@ -207,7 +207,7 @@ inline Plan routed(const ModelConfig& c, int group, bool bias = true, double cut
 inline void set_routers(Params& p, double std, double bias, uint64_t seed = 5) {
   Rng rng(seed);
   for (LayerParams& l : p.layer) {
-    for (int64_t i = 0; i < l.router_w.size(); ++i) put(l.router_w, i, std * rng.normal());
+    for (int64_t i = 0; l.router_w && i < l.router_w.size(); ++i) put(l.router_w, i, std * rng.normal());
     for (int64_t i = 0; l.router_b && i < l.router_b.size(); ++i) put(l.router_b, i, bias);
   }
 }

@@ -127,7 +127,7 @@ int cmd_claims(const CommonArgs& c, const ReportArgs& a) {
                     {"statement", v.statement},
                     {"expected", v.expected},
                     {"measured", v.measured},
-                    {"verdict", v.verdict}});
+                    {"verdict", v.verdict}, {"suite", v.suite}});
   }
   fmt::print("{}\n", list.dump());
   return 0;

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
+#include <map>
 
 #include "core/files.h"
 
@@ -175,6 +175,41 @@ void judge_within(Claim& c, std::span<const Record> records) {
   }
 }
 
+Verdict judge_one(const toml::table& t, const std::string& path, const std::string& suite,
+                  std::span<const Record> records) {
+  Claim c{.t = t, .path = path, .v = {}};
+  c.v = {.id = c.text("id"),
+         .statement = c.text("statement"),
+         .expected = "",
+         .measured = "",
+         .verdict = "not run",
+         .suite = suite};
+  LTE_CHECK(!c.v.id.empty(), fmt::format("{}:{}: a claim has no id", path, t.source().begin.line));
+  const std::string kind = c.text("kind");
+  if (kind == "better") {
+    judge_better(c, records);
+  } else if (kind == "monotone") {
+    judge_monotone(c, records);
+  } else if (kind == "within") {
+    judge_within(c, records);
+  } else {
+    fail(fmt::format("{}:{}: claim {}: unknown kind '{}'; known: better, monotone, within", path,
+                     t.source().begin.line, c.v.id, kind));
+  }
+  return c.v;
+}
+
+// The suites that have records, the one with most of them first.
+std::vector<std::pair<std::string, std::vector<Record>>> by_suite(std::span<const Record> records) {
+  std::map<std::string, std::vector<Record>> suites;
+  for (const Record& r : records) suites[r.what.suite].push_back(r);
+  std::vector<std::pair<std::string, std::vector<Record>>> list(suites.begin(), suites.end());
+  std::stable_sort(list.begin(), list.end(),
+                   [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
+  if (list.empty()) list.emplace_back();
+  return list;
+}
+
 }  // namespace
 
 std::vector<Verdict> judge(const std::string& path, std::span<const Record> records) {
@@ -184,30 +219,18 @@ std::vector<Verdict> judge(const std::string& path, std::span<const Record> reco
   } catch (const toml::parse_error& e) {
     fail(fmt::format("{}:{}: {}", path, e.source().begin.line, e.description()));
   }
-  std::vector<Verdict> verdicts;
   const toml::array* list = root["claim"].as_array();
   LTE_CHECK(list, fmt::format("{}: has no [[claim]]", path));
+  const auto suites = by_suite(records);
+  std::vector<Verdict> verdicts;
   for (const toml::node& node : *list) {
     LTE_CHECK(node.is_table(), fmt::format("{}: claim wants [[claim]] tables", path));
-    Claim c{.t = *node.as_table(), .path = path, .v = {}};
-    c.v = {.id = c.text("id"),
-           .statement = c.text("statement"),
-           .expected = "",
-           .measured = "",
-           .verdict = "not run",
-           .suite = c.text("suite")};
-    const std::string kind = c.text("kind");
-    if (kind == "better") {
-      judge_better(c, records);
-    } else if (kind == "monotone") {
-      judge_monotone(c, records);
-    } else if (kind == "within") {
-      judge_within(c, records);
-    } else {
-      fail(fmt::format("{}:{}: claim {}: unknown kind '{}'; known: better, monotone, within", path,
-                       node.source().begin.line, c.v.id, kind));
+    Verdict v;
+    for (const auto& [suite, own] : suites) {
+      v = judge_one(*node.as_table(), path, suite, own);
+      if (v.verdict != "not run") break;
     }
-    verdicts.push_back(std::move(c.v));
+    verdicts.push_back(std::move(v));
   }
   return verdicts;
 }

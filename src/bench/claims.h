@@ -15,7 +15,8 @@ struct Verdict {
   std::string suite;
 };
 
-// Throws Error on a malformed file. A claim without the records it needs is "not run".
+// Throws Error on a malformed file. A claim is judged within one suite, the one with most records
+// of those that can decide it; without the records that it needs it is "not run".
 std::vector<Verdict> judge(const std::string& claims_path, std::span<const Record>);
 
 }  // namespace lte

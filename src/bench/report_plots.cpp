@@ -270,7 +270,7 @@ using Add = std::function<void(const std::string& name, std::string caption, std
 void add_loss(const Add& add, const std::string& name, Plot p) {
   const std::string title = p.title;
   const std::string caption =
-      title + ", every router counted. Bars: one standard deviation over seeds.";
+      title + ". Solid: equal budget, dashed: paper. Bars: one standard deviation over seeds.";
   p.y.range = readable_range(p);
   if (p.y.range) p.title = title + ", where the rows are close";
   const bool twice = p.y.range.has_value();

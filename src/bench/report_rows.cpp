@@ -44,20 +44,25 @@ std::vector<const Record*> peers_of(const Record& r, Records peers) {
   return out;
 }
 
+// Whether all of `peers` have this value of a knob, or of another setting.
+bool shared(Records peers, const std::string& knob, const std::string& value) {
+  return std::all_of(peers.begin(), peers.end(),
+                     [&](const Record* p) { return value_of(p->what.knobs, knob) == value; });
+}
+bool shared_setting(Records peers, const std::string& setting, const std::string& value) {
+  return std::all_of(peers.begin(), peers.end(),
+                     [&](const Record* p) { return setting_of(p->what).at(setting) == value; });
+}
+
 std::string label_of(const Record& r, Records group, bool swept) {
   const auto peers = peers_of(r, group);
   std::string label = r.what.method;
   for (const auto& [name, value] : r.what.knobs) {
-    const bool differs = std::any_of(peers.begin(), peers.end(), [&](const Record* p) {
-      return value_of(p->what.knobs, name) != value;
-    });
-    if (differs && (swept || !is_swept(name))) label += fmt::format(" {}={}", name, value);
+    if (shared(peers, name, value) || (!swept && is_swept(name))) continue;
+    label += fmt::format(" {}={}", name, value);
   }
   for (const auto& [name, value] : setting_of(r.what)) {
-    const bool differs = std::any_of(group.begin(), group.end(), [&](const Record* p) {
-      return setting_of(p->what).at(name) != value;
-    });
-    if (differs) label += fmt::format(" {}={}", name, value);
+    if (!shared_setting(group, name, value)) label += fmt::format(" {}={}", name, value);
   }
   return label;
 }
@@ -83,7 +88,7 @@ std::vector<Row> rows_of(const std::vector<const Record*>& records) {
                     .curve = curve_label(*r, records),
                     .records = {r},
                     .failed = failed});
-    if (failed) rows.back().label += fmt::format(" (seed {})", r->what.seed);
+    if (failed) rows.back().label += fmt::format(" (seed {}, failed)", r->what.seed);
   }
   return rows;
 }
@@ -111,6 +116,11 @@ void sort_rows(std::vector<Row>& rows) {
                    [&](const Row& a, const Row& b) { return key(a) < key(b); });
 }
 
+// Appends "name=value" to a list with commas.
+void list(std::string& out, const std::string& name, const std::string& value) {
+  out += fmt::format("{}{}={}", out.empty() ? "" : ", ", name, value);
+}
+
 std::vector<std::string> fixed_knobs(const std::vector<const Record*>& records) {
   std::vector<std::string> lines;
   std::set<std::pair<std::string, std::string>> done;
@@ -119,21 +129,14 @@ std::vector<std::string> fixed_knobs(const std::vector<const Record*>& records) 
     const auto peers = peers_of(*r, records);
     std::string knobs;
     for (const auto& [name, value] : r->what.knobs) {
-      const bool same = std::all_of(peers.begin(), peers.end(), [&](const Record* p) {
-        return value_of(p->what.knobs, name) == value;
-      });
-      if (same) knobs += fmt::format("{}{}={}", knobs.empty() ? "" : ", ", name, value);
+      if (shared(peers, name, value)) list(knobs, name, value);
     }
-    if (!knobs.empty()) {
-      lines.push_back(fmt::format("{} ({}): {}", r->what.method, r->what.protocol, knobs));
-    }
+    if (knobs.empty()) continue;
+    lines.push_back(fmt::format("{} ({}): {}", r->what.method, r->what.protocol, knobs));
   }
   std::string settings;
   for (const auto& [name, value] : setting_of(records.front()->what)) {
-    const bool same = std::all_of(records.begin(), records.end(), [&](const Record* p) {
-      return setting_of(p->what).at(name) == value;
-    });
-    if (same) settings += fmt::format("{}{}={}", settings.empty() ? "" : ", ", name, value);
+    if (shared_setting(records, name, value)) list(settings, name, value);
   }
   if (!settings.empty()) lines.push_back(fmt::format("all rows: {}", settings));
   const Record& r = *records.front();

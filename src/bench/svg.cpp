@@ -27,7 +27,7 @@ void error_bar(std::string& out, const Series& s, size_t i, const Scale& x, cons
   if (!y.holds(s.y_low[i]) || !y.holds(s.y_high[i])) return;
   const char* color = color_of(s.color);
   const double at = x(s.x[i]), low = y(s.y_low[i]), high = y(s.y_high[i]);
-  if (std::abs(high - low) < 0.5) return;
+  if (std::abs(high - low) < 9) return;  // hidden by the marker
   line(out, at, low, at, high, color, 1.4);
   line(out, at - 4, low, at + 4, low, color, 1.4);
   line(out, at - 4, high, at + 4, high, color, 1.4);

@@ -1,5 +1,5 @@
 // A small writer of plots: data in, one self-contained SVG picture out. The same data give the same
-// text; points that are not finite are left out.
+// text; points that are not finite (or beyond 1e100) are left out.
 #pragma once
 
 #include <cstdint>

@@ -89,7 +89,7 @@ std::string draw(const Histograms& h) {
   const auto across = static_cast<double>(std::max<size_t>(1, std::min(columns, h.panels.size())));
   const double width = std::max(kLeft * 2 + across * (kPanelWidth + kGapX) - kGapX,
                                 32 + 8.4 * static_cast<double>(length(h.title)));
-  const double height = kTop + static_cast<double>(rows) * (kPanelHeight + kGapY) - 4;
+  const double height = kTop + static_cast<double>(rows) * (kPanelHeight + kGapY) + 4;
   std::string out = begin(width, height, h.title);
   for (size_t i = 0; i < h.panels.size(); ++i) {
     const double x = kLeft + static_cast<double>(i % columns) * (kPanelWidth + kGapX);

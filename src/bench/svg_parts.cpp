@@ -9,7 +9,8 @@
 namespace lte::svg {
 namespace {
 
-constexpr double kMargin = 0.06;  // of the range, on both sides of the data
+constexpr double kMargin = 0.06;    // of the range, on both sides of the data
+constexpr double kLargest = 1e100;  // beyond it, scales would overflow
 constexpr size_t kLegendChars = 46;
 
 const char* dashes(Stroke s) {
@@ -77,7 +78,9 @@ double Scale::operator()(double value) const {
   return from + t * (to - from);
 }
 
-bool Scale::holds(double value) const { return std::isfinite(value) && (!log || value > 0); }
+bool Scale::holds(double value) const {
+  return std::abs(value) <= kLargest && (!log || value >= 1 / kLargest);  // false of NaN
+}
 
 Scale make_scale(const Axis& axis, const std::vector<double>& values, double from, double to) {
   Scale s{.log = axis.log, .from = from, .to = to};
@@ -111,7 +114,8 @@ std::vector<double> ticks_of(const Scale& s, int wanted) {
   std::vector<double> ticks;
   const bool wide = s.high / s.low > 1e4;
   const int last = static_cast<int>(std::ceil(std::log10(s.high)));
-  for (int power = static_cast<int>(std::floor(std::log10(s.low))); power <= last; ++power) {
+  const int first = static_cast<int>(std::floor(std::log10(s.low)));
+  for (int power = first; power <= last; power += 1 + (last - first) / 10) {
     for (double nice : {1.0, 2.0, 5.0}) {
       const double tick = nice * std::pow(10.0, power);
       if (tick >= s.low && tick <= s.high && (!wide || nice == 1.0)) ticks.push_back(tick);

@@ -21,7 +21,7 @@ struct Scale {
   bool log = false;
   double from = 0, to = 1;
   double operator()(double value) const;
-  bool holds(double value) const;  // finite, and positive on a log scale
+  bool holds(double value) const;  // of a size that can be drawn, and positive on a log scale
 };
 // Covers the values (or the axis's range) with a margin; of no values, [0, 1].
 Scale make_scale(const Axis&, const std::vector<double>& values, double from, double to);

@@ -12,7 +12,8 @@ constexpr KnobRow kKnobs[] = {
     {"steps", "600", "training steps"},
     {"active", "0.25", "wanted fraction of active neurons"},
     {"group", "32", "neurons in an expert"},
-    {"start", "1", "active fraction that steering begins at"},
+    {"start", "0",
+     "active fraction of the warm-started routers, from where steering begins; 0: that of active"},
     {"ramp", "0.5", "share of the steps in which the wanted fraction falls from start to active"},
     {"rate", "0.1", "how fast eta follows the difference to the wanted fraction"},
     {"lambda", "0", "weight of the separability loss, which hard gates do not need"},
@@ -27,7 +28,8 @@ constexpr KnobRow kKnobs[] = {
 constexpr const char* kInputs[] = {"normed", "residual"};
 
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1), start = get_number(k, "start", 0, 1);
+  const double active = get_number(k, "active", 0, 1);
+  const double start = k.at("start") == "0" ? active : get_number(k, "start", 0, 1);
   const RouterInput input = get_choice(k, "router_input", kInputs) == "normed"
                                 ? RouterInput::normed
                                 : RouterInput::residual;

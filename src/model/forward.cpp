@@ -34,6 +34,8 @@ void route_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run
   if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
 }
 
+}  // namespace
+
 void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                Run run, LayerState& s) {
   const Ops& op = be.ops;
@@ -54,8 +56,6 @@ void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const Ff
   }
   if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
 }
-
-}  // namespace
 
 void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chunk chunk, Run run,
              State& state) {

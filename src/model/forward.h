@@ -46,6 +46,12 @@ State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Ke
 // back.
 void forward(Backend&, const Params&, const Plan&, Tensor tokens, Chunk, Run, State&);
 
+// The FFN of one layer, norm, router, gate and compaction included: s.mid -> s.delta. What forward
+// runs, for suites that time this part alone. The rows of `s` must be those of the chunk (see
+// rows_of).
+void ffn_layer(Backend&, const ModelConfig&, const LayerParams&, const FfnPlan&, Run,
+               LayerState& s);
+
 // What the backward pass adds to the task loss. Means over N tokens, L layers and E experts.
 struct LossTerms {
   double eta = 0, lambda = 0;                      // efficiency and separability

@@ -1,0 +1,53 @@
+# Two commands for newcomers: `make reproduce` and `make test`. Each does its own set-up.
+BUILD   ?= build/release
+PROFILE ?= default
+SHARD   ?= 0/1
+JOBS    ?= $(shell nproc)
+LTE      = $(BUILD)/lte
+
+.PHONY: help deps build test reproduce bench report claims data check format gpu clean
+help:
+	@echo "make reproduce [PROFILE=default|smoke|full|text] [SHARD=i/n]   run the comparison and write results/"
+	@echo "make test       build and run all tests"
+	@echo "make bench      layer latency with Google Benchmark, results in $(BUILD)/bench.json"
+	@echo "make report     tables, plots and pages again from results/records.jsonl"
+	@echo "make claims     hold results/claims.toml against the records"
+	@echo "make data       fetch the downloadable datasets (LTE_DATA_MIRROR is looked in first)"
+	@echo "make check      format, include arrows, file sizes, shell scripts"
+	@echo "make format     clang-format all sources;  make gpu: build with CUDA;  make clean: remove build/"
+
+deps:
+	@scripts/setup.sh
+
+build: deps
+	@cmake --preset release -B $(BUILD) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build $(BUILD) -j $(JOBS)
+
+test: build
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+reproduce: build
+	@$(LTE) run suites/$(PROFILE).toml --shard $(SHARD)
+
+bench: build
+	@$(BUILD)/bench_ffn --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \
+	  --benchmark_report_aggregates_only=true --benchmark_min_time=0.05 --benchmark_out=$(BUILD)/bench.json --benchmark_out_format=json
+
+report: build
+	@$(LTE) report
+claims: build
+	@$(LTE) claims
+
+data:
+	@datasets/fetch.sh data
+
+check:
+	@scripts/check.sh
+format:
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
+
+gpu: deps
+	@cmake --preset cuda && cmake --build build/cuda -j $(JOBS)
+
+clean:
+	rm -rf build
