@@ -80,12 +80,13 @@ TEST_P(Forward, PlansThatMeanTheDenseModel) {
 TEST_P(Forward, MaskedIsGathered) {
   struct {
     double std, bias, low, high;
-  } const densities[] = {{1, 0, 0.3, 0.7}, {1, -2, 0.01, 0.5}, {1, 2, 0.6, 0.99}, {0, -40, 0, 0},
-                         {0, 40, 1, 1}};
+  } const densities[] = {
+      {1, 0, 0.3, 0.7}, {1, -2, 0.01, 0.5}, {1, 2, 0.6, 0.99}, {0, -40, 0, 0}, {0, 40, 1, 1}};
   for (int group : {1, 4, 8, 16}) {
     for (const auto& [std, bias, low, high] : densities) {
       for (RouterInput input : {RouterInput::normed, RouterInput::residual}) {
-        SCOPED_TRACE(fmt::format("group {} bias {} input {}", group, bias, static_cast<int>(input)));
+        SCOPED_TRACE(
+            fmt::format("group {} bias {} input {}", group, bias, static_cast<int>(input)));
         Plan plan = routed(m.c, group);
         for (FfnPlan& f : plan.layer) f.input = input;
         const Params p = m.ordered(plan, std, bias);
@@ -199,8 +200,8 @@ TEST_P(Forward, TheFutureDoesNotChangeThePast) {
   for (lte::Run run : {kMasked, kSoft}) {
     const State a = run_forward(be, p, plan, m.tokens, kB, run);
     for (int64_t change : {1, 7, 11}) {
-      const Tensor other = m.s.ints(
-          std::vector<int32_t>(m.tokens.as<int32_t>(), m.tokens.as<int32_t>() + kB * kT));
+      const Tensor other =
+          m.s.ints(std::vector<int32_t>(m.tokens.as<int32_t>(), m.tokens.as<int32_t>() + kB * kT));
       for (int64_t b = 0; b < kB; ++b) {
         int32_t& t = other.as<int32_t>()[b * kT + change];
         t = (t + 1) % kVocab;
@@ -288,7 +289,6 @@ TEST_P(Forward, RefusesWhatItCannotDo) {
   EXPECT_THROW(check_plan(m.c, bad), Error) << "a router without experts";
   bad.layer.pop_back();
   EXPECT_THROW(check_plan(m.c, bad), Error) << "a layer too few";
-  
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Forward, ::testing::Values(kGpt, kLlama),

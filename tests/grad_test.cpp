@@ -1,4 +1,5 @@
-// The backward pass against central differences in double, over every shape of model, gate and loss.
+// The backward pass against central differences in double, over every shape of model, gate and
+// loss.
 #include <fmt/format.h>
 
 #include "testing.h"
@@ -25,11 +26,11 @@ constexpr auto kResidual = RouterInput::residual;
 constexpr auto kNormed = RouterInput::normed;
 constexpr LossTerms kTask{.train_routers = true};
 constexpr LossTerms kLte{.eta = 0.7, .lambda = 0.2, .sep_eps = 1e-2, .train_routers = true};
-constexpr LossTerms kClip{.eta = 0.7, .lambda = 0.2, .sep_eps = 1e-3, .sep_clip = 30,
-                          .train_routers = true};
+constexpr LossTerms kClip{
+    .eta = 0.7, .lambda = 0.2, .sep_eps = 1e-3, .sep_clip = 30, .train_routers = true};
 constexpr LossTerms kDistill{.distill = 0.3};
-constexpr LossTerms kDistillLte{.eta = 0.7, .lambda = 0.2, .tau = 0.4, .sep_eps = 1e-2,
-                                .train_routers = true, .distill = 0.6};
+constexpr LossTerms kDistillLte{
+    .eta = 0.7, .lambda = 0.2, .tau = 0.4, .sep_eps = 1e-2, .train_routers = true, .distill = 0.6};
 
 const Case kCases[] = {
     {"gpt_gelu_dense", kGptGelu},
@@ -73,7 +74,8 @@ struct Problem {
     run = {c.kind == Case::soft ? Gate::soft : Gate::hard, Exec::masked};
     plan = c.kind == Case::soft || c.kind == Case::hard ? routed(cfg, 4, c.bias) : dense_plan(cfg);
     for (FfnPlan& f : plan.layer) f.input = c.input;
-    if (c.kind == Case::pruned) plan.layer[0].order = {3, 1, 7}, plan.layer[1].order = {0, 2, 5, 6, 9};
+    if (c.kind == Case::pruned)
+      plan.layer[0].order = {3, 1, 7}, plan.layer[1].order = {0, 2, 5, 6, 9};
     p = make_params(cfg, plan, DType::f64);
     randomise(p, 77, 0.4);
     tokens = s.ints(kB * kT, kVocab, rng), targets = s.ints(kB * kT, kVocab, rng);
@@ -93,7 +95,8 @@ struct Problem {
   static Values softmax(const Tensor& z, int64_t n) {
     Values q(kVocab);
     double sum = 0;
-    for (int64_t v = 0; v < kVocab; ++v) sum += q[static_cast<size_t>(v)] = std::exp(at(z, n * kVocab + v));
+    for (int64_t v = 0; v < kVocab; ++v)
+      sum += q[static_cast<size_t>(v)] = std::exp(at(z, n * kVocab + v));
     for (double& x : q) x /= sum;
     return q;
   }
@@ -115,7 +118,8 @@ struct Problem {
     }
     if (!terms.train_routers) return kWeight * task;
     for (const LayerState& l : state.layer) {
-      const double share = 1 / (static_cast<double>(state.layer.size()) * static_cast<double>(l.scores.size()));
+      const double share =
+          1 / (static_cast<double>(state.layer.size()) * static_cast<double>(l.scores.size()));
       for (double G : values(l.scores)) {
         const double term = 1 / (std::pow(G - terms.tau, 2) + terms.sep_eps);
         eff += share * G * G;
@@ -219,12 +223,12 @@ TEST(LossTermsTest, FormulasOfThePaper) {
   for (const auto& [eta, lambda, clip] :
        {std::tuple{0.7, 0.0, 0.0}, {0.0, 0.5, 0.0}, {0.7, 0.5, 0.0}, {0.7, 0.5, 25.0}}) {
     Case c = kCases[8];
-    c.terms = {.eta = eta, .lambda = lambda, .sep_eps = 1e-4, .sep_clip = clip,
-               .train_routers = true};
+    c.terms = {
+        .eta = eta, .lambda = lambda, .sep_eps = 1e-4, .sep_clip = clip, .train_routers = true};
     Problem q(c);
     q.ahead();
-    backward(q.be, q.p, q.plan, q.tokens, q.targets, {q.kB, q.kT, 0}, q.run, q.terms, 0, {}, q.state,
-             q.grads);
+    backward(q.be, q.p, q.plan, q.tokens, q.targets, {q.kB, q.kT, 0}, q.run, q.terms, 0, {},
+             q.state, q.grads);
     const LayerState& l = q.state.layer.back();
     const int64_t N = q.kB * q.kT, E = l.scores.cols(), D = l.norm2.cols();
     const auto L = static_cast<double>(q.state.layer.size()), n = static_cast<double>(N);
@@ -268,7 +272,11 @@ TEST(StraightThrough, IsTheGatesGradientTimesTheSlopeOfTheScore) {
   for (const char* model : {"gpt2-nano:dim=8,heads=2,ffn=12,layers=1,max_seq=8",
                             "llama-nano:dim=8,heads=2,kv_heads=1,ffn=12,layers=1,max_seq=8"}) {
     for (RouterInput input : {kNormed, kResidual}) {
-      Problem q({"st", model, Case::hard, true, input,
+      Problem q({"st",
+                 model,
+                 Case::hard,
+                 true,
+                 input,
                  {.train_routers = true, .straight_through = true}});
       q.back();
       const LayerState& l = q.state.layer[0];

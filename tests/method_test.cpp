@@ -1,12 +1,11 @@
 // What every row of the methods table must hold, whatever it does; then grouping and pruning.
-#include "methods/methods.h"
-
 #include <fmt/format.h>
 
 #include <numeric>
 #include <set>
 
 #include "methods/cluster.h"
+#include "methods/methods.h"
 #include "model/batches.h"
 #include "model/score.h"
 #include "testing.h"
@@ -32,12 +31,17 @@ struct Problem {
     train(be, dense, dense_plan(c), train_set, valid, s, {});
   }
   Fitted run(std::string_view method, Knobs knobs, uint64_t seed = 1) {
-    return fit({.backend = be, .dense = dense, .train = train_set, .valid = valid, .seq = 16,
+    return fit({.backend = be,
+                .dense = dense,
+                .train = train_set,
+                .valid = valid,
+                .seq = 16,
                 .seed = seed,
-                .hooks = [this](const std::string& stage) {
-                  stages.push_back(stage);
-                  return TrainHooks{};
-                }},
+                .hooks =
+                    [this](const std::string& stage) {
+                      stages.push_back(stage);
+                      return TrainHooks{};
+                    }},
                method, knobs);
   }
   // Small settings for whatever knobs a method has.
@@ -71,7 +75,8 @@ TEST_P(EveryMethod, IsDeterministicBySeed) {
   const Fitted a = q.run(m.name, q.small(m)), b = q.run(m.name, q.small(m));
   expect_same_bits(a.params.flat(), b.params.flat(), "two runs");
   ASSERT_EQ(a.plan.layer.size(), b.plan.layer.size());
-  for (size_t i = 0; i < a.plan.layer.size(); ++i) EXPECT_EQ(a.plan.layer[i].order, b.plan.layer[i].order);
+  for (size_t i = 0; i < a.plan.layer.size(); ++i)
+    EXPECT_EQ(a.plan.layer[i].order, b.plan.layer[i].order);
   q.be = open_backend("cpu", 7);
   expect_same_bits(q.run(m.name, q.small(m)).params.flat(), a.params.flat(), "7 threads");
   const Fitted other = q.run(m.name, q.small(m), 2);
@@ -174,12 +179,14 @@ TEST_P(EveryMethod, MaskedIsGatheredAndTimedIsUntimed) {
     EXPECT_GT(gathered.cost.flops_paper, 0);
     if (!f.plan.routed()) continue;
     EXPECT_FALSE(f.histograms.empty()) << "routers without a look at their scores";
-    const double dense = cost_of(q.c, dense_plan(q.c), std::vector<double>(2, gathered.active), 1).flops_paper;
+    const double dense =
+        cost_of(q.c, dense_plan(q.c), std::vector<double>(2, gathered.active), 1).flops_paper;
     EXPECT_GT(gathered.cost.flops_paper, dense) << "the routers are counted";
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, EveryMethod, ::testing::ValuesIn(methods().begin(), methods().end()),
+INSTANTIATE_TEST_SUITE_P(Table, EveryMethod,
+                         ::testing::ValuesIn(methods().begin(), methods().end()),
                          [](const auto& info) {
                            std::string name = info.param.name;
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -210,13 +217,13 @@ TEST(Lte, ToTheLetterHasNoRouterBiasAndFreezesRouters) {
   const Fitted f = q.run("lte", {{"steps", "12"}, {"batch", "4"}, {"group", "8"}});
   EXPECT_EQ(q.stages, (std::vector<std::string>{"stage1", "stage2"}));
   // Stage 1 alone: the same routers as after stage 2.
-  const Fitted one =
-      q.run("lte", {{"steps", "12"}, {"batch", "4"}, {"group", "8"}, {"lr2", "0"}});
+  const Fitted one = q.run("lte", {{"steps", "12"}, {"batch", "4"}, {"group", "8"}, {"lr2", "0"}});
   for (size_t i = 0; i < 2; ++i) {
     EXPECT_FALSE(f.plan.layer[i].router_bias);
     EXPECT_EQ(f.plan.layer[i].rule, Rule::threshold);
     EXPECT_EQ(f.plan.layer[i].cut, 0.5);
-    expect_same_bits(f.params.layer[i].router_w, one.params.layer[i].router_w, "stage 2 moved a router");
+    expect_same_bits(f.params.layer[i].router_w, one.params.layer[i].router_w,
+                     "stage 2 moved a router");
     EXPECT_FALSE(bits(f.params.layer[i].up_w) == bits(one.params.layer[i].up_w));
   }
 }
@@ -224,8 +231,11 @@ TEST(Lte, ToTheLetterHasNoRouterBiasAndFreezesRouters) {
 TEST(LteOneStage, ReachesTheActiveFractionThatWasAskedFor) {
   Problem q;
   for (const char* active : {"0.25", "0.5"}) {
-    const Fitted f = q.run("lte-one-stage", {{"steps", "300"}, {"batch", "8"}, {"group", "4"},
-                                             {"active", active}, {"warm_tokens", "2048"},
+    const Fitted f = q.run("lte-one-stage", {{"steps", "300"},
+                                             {"batch", "8"},
+                                             {"group", "4"},
+                                             {"active", active},
+                                             {"warm_tokens", "2048"},
                                              {"rate", "0.5"}});
     const Outcome o = score(q.be, f.params, f.plan, q.valid, test_windows(q.valid, 16), {4, 16, 0},
                             Exec::gathered);
@@ -235,10 +245,14 @@ TEST(LteOneStage, ReachesTheActiveFractionThatWasAskedFor) {
 
 TEST(LteOneStage, WarmRoutersOpenTheShareThatSteeringStartsAt) {
   Problem q;
-  const Fitted f = q.run("lte-one-stage", {{"steps", "1"}, {"batch", "4"}, {"group", "4"},
-                                           {"start", "0.5"}, {"lr", "0"}, {"warm_tokens", "2048"}});
-  const Outcome o = score(q.be, f.params, f.plan, q.valid, test_windows(q.valid, 16), {4, 16, 0},
-                          Exec::gathered);
+  const Fitted f = q.run("lte-one-stage", {{"steps", "1"},
+                                           {"batch", "4"},
+                                           {"group", "4"},
+                                           {"start", "0.5"},
+                                           {"lr", "0"},
+                                           {"warm_tokens", "2048"}});
+  const Outcome o =
+      score(q.be, f.params, f.plan, q.valid, test_windows(q.valid, 16), {4, 16, 0}, Exec::gathered);
   EXPECT_NEAR(o.active, 0.5, 0.08) << "calibrated on training text, looked at on other text";
 }
 
@@ -279,7 +293,8 @@ TEST(BalancedKmeans, IsAPermutationDeterministicAndBetterThanChance) {
     double best = 1e9;
     std::vector<int> random(48);
     std::iota(random.begin(), random.end(), 0);
-    for (int i = 0; i < 50; ++i) shuffle(random, rng), best = std::min(best, objective(x, random, group));
+    for (int i = 0; i < 50; ++i)
+      shuffle(random, rng), best = std::min(best, objective(x, random, group));
     EXPECT_LT(objective(x, order, group), 0.9 * best);
   }
   EXPECT_THROW(balanced_kmeans(s.normal(DType::f32, {48, 6}, rng), 7, 1), Error);
@@ -297,7 +312,8 @@ TEST(BalancedKmeans, FindsPlantedClustersWhateverTheirLengths) {
     for (int j = 0; j < F; ++j) {
       const double length = 0.1 + 5 * rng.uniform();  // rows are normalised: lengths do not matter
       for (int d = 0; d < D; ++d)
-        put(x, j * D + d, length * (at(centre, label[static_cast<size_t>(j)] * D + d) + 0.1 * rng.normal()));
+        put(x, j * D + d,
+            length * (at(centre, label[static_cast<size_t>(j)] * D + d) + 0.1 * rng.normal()));
     }
     const std::vector<int> order = balanced_kmeans(x, group, seed);
     for (int j = 0; j < F; ++j) {
@@ -343,7 +359,8 @@ TEST(Prune, MagnitudeKeepsTheLongestDownRows) {
   shuffle(length, rng);
   for (int64_t i = 0; i < 32 * 16; ++i)  // one entry differs: the 1-norm would order otherwise
     put(q.dense.layer[0].down_w, i,
-        i % 16 == 0 ? length[static_cast<size_t>(i / 16)] : 3 - 3 * length[static_cast<size_t>(i / 16)] / 40);
+        i % 16 == 0 ? length[static_cast<size_t>(i / 16)]
+                    : 3 - 3 * length[static_cast<size_t>(i / 16)] / 40);
   for (const auto& [active, kept] : {std::pair{"0.5", 16u}, {"0.1", 3u}, {"0", 1u}, {"1", 32u}}) {
     const Fitted f = q.run("prune", {{"active", active}, {"score", "magnitude"}});
     ASSERT_EQ(f.plan.layer[0].order.size(), kept);
@@ -377,7 +394,8 @@ TEST(Prune, WandaByHand) {
         Store s;
         std::vector<int32_t> in(static_cast<size_t>(B * T)), unused(in.size());
         for (int64_t row = 0; row < B; ++row) {
-          const Window w = train_window(q.train_set, 16, hash64(1, 0xca1), batch, static_cast<uint64_t>(row));
+          const Window w =
+              train_window(q.train_set, 16, hash64(1, 0xca1), batch, static_cast<uint64_t>(row));
           fill_row(q.train_set, w, row, T, in, unused);
         }
         const State st = run_forward(q.be, p, plan, s.ints(in), B, {Gate::hard, Exec::masked});
@@ -407,6 +425,13 @@ TEST(Prune, CalibrationTokensAreThoseThatWereLookedAt) {
     EXPECT_EQ(q.run("prune", {{"calibration", asked}}).calibration_tokens, seen)
         << "batches of 8 windows of 16 tokens; asked for " << asked;
   }
+}
+
+TEST(Budget, TokensAreThoseThatWereTrainedOn) {
+  Problem q;
+  q.train_set.tokens.resize(9);  // sequences of 16 do not exist: the trainer takes 8
+  const Fitted f = q.run("dense", {{"steps", "2"}, {"batch", "4"}});
+  EXPECT_EQ(f.train_tokens, 2 * 4 * 8);
 }
 
 }  // namespace

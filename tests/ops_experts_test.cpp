@@ -36,9 +36,9 @@ TEST_P(ExpertsTest, Gate) {
     struct {
       Rule rule;
       double cut;
-    } const cases[] = {{Rule::all, 0.5},   {Rule::threshold, 0.5}, {Rule::threshold, -1},
-                       {Rule::threshold, 1}, {Rule::top_k, 0},     {Rule::top_k, 1},
-                       {Rule::top_k, 3},   {Rule::top_k, 1000}};
+    } const cases[] = {{Rule::all, 0.5},     {Rule::threshold, 0.5}, {Rule::threshold, -1},
+                       {Rule::threshold, 1}, {Rule::top_k, 0},       {Rule::top_k, 1},
+                       {Rule::top_k, 3},     {Rule::top_k, 1000}};
     for (const auto& [rule, cut] : cases) {
       run({g}, [&](const Ops& o, Ctx& c) { o.gate(c, g, s0, rule, cut); });
       Values want;
@@ -79,9 +79,8 @@ TEST_P(ExpertsTest, ScaleExperts) {
         expect_close(da, wda, tol(1, 0.02), "da");
         expect_close(dg, wdg, tol(G, std::max(1.0, largest(wdg) / 2)), "dgates");
         const std::string da_bits = bits(da), dg_bits = bits(dg);
-        run({dout, dg}, [&](const Ops& o, Ctx& c) {
-          o.scale_experts_backward(c, dout, dg, dout, a, gates);
-        });
+        run({dout, dg},
+            [&](const Ops& o, Ctx& c) { o.scale_experts_backward(c, dout, dg, dout, a, gates); });
         EXPECT_TRUE(bits(dout) == da_bits && bits(dg) == dg_bits) << "da may alias dout";
         // Where the gate is closed the output is 0, even if the activation is not a number.
         for (int64_t i = 0; i < N * F; ++i) {
@@ -161,7 +160,8 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
           const Tensor up_b = kind == 1 ? normal({F}) : Tensor{};
           const Tensor gates = make_gates(open, N, E, true), out = blank({N, D});
           const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
-          const Tensor u = blank({N, F}), g = blank({N, F}), h = blank({N, F}), want = blank({N, D});
+          const Tensor u = blank({N, F}), g = blank({N, F}), h = blank({N, F}),
+                       want = blank({N, D});
           const Ops& op = backends[0].ops;
           Ctx& ctx = *backends[0].ctx;
           op.gemm(ctx, u, x, false, up, true);
@@ -245,8 +245,13 @@ TEST_P(ExpertsTest, LargeLogitsStayFinite) {
 TEST_P(ExpertsTest, AdamW) {
   for (const auto [N, M] : kSizes) {
     for (int64_t step : {1, 2, 100}) {
-      const AdamW a{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1,
-                    .grad_scale = 0.5, .step = step};
+      const AdamW a{.lr = 0.01,
+                    .beta1 = 0.9,
+                    .beta2 = 0.95,
+                    .eps = 1e-8,
+                    .decay = 0.1,
+                    .grad_scale = 0.5,
+                    .step = step};
       const Tensor p = normal({N, M}), g = normal({N, M}), m = normal({N, M}), v = normal({N, M});
       for (int64_t i = 0; i < N * M; ++i) put(v, i, std::abs(at(v, i)));
       if (N * M > 8) put(g, 3, 0), put(m, 3, 0), put(v, 3, 0);

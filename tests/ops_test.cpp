@@ -91,13 +91,14 @@ TEST_P(OpsTest, Norm) {
 TEST_P(OpsTest, Gemm) {
   struct {
     int64_t n, m, k;
-  } const cases[] = {{1, 1, 1},  {1, 17, 5},  {3, 1, 9},     {7, 5, 3},
+  } const cases[] = {{1, 1, 1},  {1, 17, 5},  {3, 1, 9},      {7, 5, 3},
                      {16, 8, 1}, {33, 31, 2}, {130, 257, 67}, {1, 300, 129}};
   for (const auto [n, m, k] : cases) {
     for (int flags = 0; flags < 8; ++flags) {
       const bool ta = flags & 1, tb = flags & 2, add = flags & 4;
       SCOPED_TRACE(fmt::format("{}x{}x{} ta {} tb {} add {}", n, m, k, ta, tb, add));
-      const Tensor a = ta ? normal({k, n}) : normal({n, k}), b = tb ? normal({m, k}) : normal({k, m});
+      const Tensor a = ta ? normal({k, n}) : normal({n, k}),
+                   b = tb ? normal({m, k}) : normal({k, m});
       const Tensor out = add ? normal({n, m}) : blank({n, m});
       Values want(static_cast<size_t>(n * m));
       for (int64_t i = 0; i < n; ++i) {
@@ -159,8 +160,9 @@ TEST_P(OpsTest, Rope) {
     Values want = x0;
     for (int64_t i = 0; i < N * heads * C / 2; ++i) {
       const int64_t k = i % (C / 2), h = i / (C / 2) % heads, n = i / (C / 2) / heads;
-      const double angle = static_cast<double>(c.pos + n % c.T) *
-                           std::pow(10000.0, -2.0 * static_cast<double>(k) / static_cast<double>(C));
+      const double angle =
+          static_cast<double>(c.pos + n % c.T) *
+          std::pow(10000.0, -2.0 * static_cast<double>(k) / static_cast<double>(C));
       const auto a = static_cast<size_t>(n * width + h * C + k), b = a + static_cast<size_t>(C / 2);
       want[a] = x0[a] * std::cos(angle) - x0[b] * std::sin(angle);
       want[b] = x0[a] * std::sin(angle) + x0[b] * std::cos(angle);
@@ -177,8 +179,9 @@ TEST_P(OpsTest, Attention) {
     Chunk c;
     HeadShape h;
     int64_t S;
-  } const cases[] = {{{1, 1, 0}, {1, 1, 1}, 1},  {{2, 3, 0}, {4, 2, 5}, 7}, {{2, 3, 4}, {4, 2, 5}, 7},
-                     {{3, 1, 6}, {6, 2, 8}, 9},  {{1, 5, 0}, {3, 3, 7}, 5}, {{4, 70, 0}, {6, 3, 9}, 70},
+  } const cases[] = {{{1, 1, 0}, {1, 1, 1}, 1},    {{2, 3, 0}, {4, 2, 5}, 7},
+                     {{2, 3, 4}, {4, 2, 5}, 7},    {{3, 1, 6}, {6, 2, 8}, 9},
+                     {{1, 5, 0}, {3, 3, 7}, 5},    {{4, 70, 0}, {6, 3, 9}, 70},
                      {{1, 33, 30}, {2, 1, 17}, 64}};
   for (const auto& [c, h, S] : cases) {
     SCOPED_TRACE(fmt::format("B {} T {} pos {} H {} K {}", c.B, c.T, c.pos, h.H, h.K));
@@ -199,8 +202,7 @@ TEST_P(OpsTest, Attention) {
     run({k, v}, [&](const Ops& o, Ctx& x) { o.store_kv(x, k, v, qkv, c, h); });
     EXPECT_EQ(values(k), k0) << "store_kv";
     EXPECT_EQ(values(v), v0) << "store_kv";
-    run({out, probs},
-        [&](const Ops& o, Ctx& x) { o.attention(x, out, probs, qkv, k, v, c, h); });
+    run({out, probs}, [&](const Ops& o, Ctx& x) { o.attention(x, out, probs, qkv, k, v, c, h); });
     run({bare}, [&](const Ops& o, Ctx& x) { o.attention(x, bare, {}, qkv, k, v, c, h); });
     const Tensor dout = normal({N, HC}), dqkv = blank({N, W});
     Values want(static_cast<size_t>(N * HC)), p(static_cast<size_t>(probs.size())),
@@ -246,10 +248,10 @@ TEST_P(OpsTest, Attention) {
     expect_close(out, want, tol(h.C + R, 2), "attention");
     expect_close(bare, want, tol(h.C + R, 2), "attention without probs");
     if (c.pos > 0) continue;
-    run({dqkv}, [&](const Ops& o, Ctx& x) {
-      o.attention_backward(x, dqkv, dout, qkv, k, v, probs, c, h);
-    });
-    expect_close(dqkv, grad, tol(h.C + R, std::max(1.0, std::min(10.0, largest(grad)))), "attention_backward");
+    run({dqkv},
+        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, probs, c, h); });
+    expect_close(dqkv, grad, tol(h.C + R, std::max(1.0, std::min(10.0, largest(grad)))),
+                 "attention_backward");
   }
   Backend& be = backends[0];
   EXPECT_THROW(be.ops.store_kv(*be.ctx, blank({1, 1, 4, 2}), blank({1, 1, 4, 2}), normal({3, 6}),
@@ -324,7 +326,8 @@ TEST_P(OpsTest, Sigmoid) {
     expect_close(x, want, tol(1, 1), "sigmoid");
     for (int64_t i = 0; i < N * E; ++i) grad.push_back(at(d, i) * at(x, i) * (1 - at(x, i)));
     run({dz}, [&](const Ops& o, Ctx& c) { o.sigmoid_backward(c, dz, d, x); });
-    if (largest(grad) > 0) expect_close(dz, grad, std::min(tol(1, 1), largest(grad) / 2), "sigmoid_backward");
+    if (largest(grad) > 0)
+      expect_close(dz, grad, std::min(tol(1, 1), largest(grad) / 2), "sigmoid_backward");
     run({d}, [&](const Ops& o, Ctx& c) { o.sigmoid_backward(c, d, d, x); });
     expect_same_bits(d, dz, "dz may alias dscore");
   }

@@ -39,7 +39,8 @@ TEST_P(Score, TimedIsUntimed) {
   for (Shape shape : {Shape{4, 16, 0}, Shape{1, 4, 12}, Shape{3, 0, 16}}) {
     for (Exec exec : {Exec::masked, Exec::gathered}) {
       Stopwatch watch;
-      const Outcome plain = s.run(windows, shape, exec), timed = s.run(windows, shape, exec, &watch);
+      const Outcome plain = s.run(windows, shape, exec),
+                    timed = s.run(windows, shape, exec, &watch);
       EXPECT_EQ(plain.digest, timed.digest);
       EXPECT_NE(plain.digest, 0u);
       EXPECT_EQ(plain.loss, timed.loss);
@@ -192,9 +193,10 @@ TokenSet random_documents(uint64_t seed, int seq) {
   TokenSet s;
   const int64_t documents = 1 + static_cast<int64_t>(rng.below(12));
   for (int64_t i = 0; i < documents; ++i) {
-    const int64_t lengths[] = {1,       2,       seq - 1, seq,
-                               seq + 1, seq + 2, 2 * seq, 3 * seq + 1,
-                               1 + static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * seq)))};
+    const int64_t lengths[] = {
+        1,       2,           seq - 1,
+        seq,     seq + 1,     seq + 2,
+        2 * seq, 3 * seq + 1, 1 + static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * seq)))};
     const int64_t length = std::max<int64_t>(1, lengths[rng.below(9)]);
     s.starts.push_back(static_cast<int64_t>(s.tokens.size()));
     for (int64_t k = 0; k < length; ++k) {
@@ -277,7 +279,8 @@ TEST(Windows, TrainingWindowsAreInsideAndReproducible) {
       if (set.tokens.size() < 2) continue;
       const auto size = static_cast<int64_t>(set.tokens.size());
       for (uint64_t step = 0; step < 4; ++step) {
-        const Window w = train_window(set, 6, seed, step, 1), same = train_window(set, 6, seed, step, 1);
+        const Window w = train_window(set, 6, seed, step, 1),
+                     same = train_window(set, 6, seed, step, 1);
         EXPECT_EQ(w.start, same.start);
         EXPECT_EQ(w.length, std::min<int64_t>(6, size - 1));
         EXPECT_GE(w.start, 0);
@@ -305,7 +308,8 @@ TEST(ShapeNames, RoundTrip) {
   for (const char* name : {"b8.p128.d0", "b1.p16.d48", "b1.p0.d1"}) {
     EXPECT_EQ(name_of(parse_shape(name)), name);
   }
-  for (const char* bad : {"", "b8", "b8.p1", "b0.p1.d0", "b1.p0.d0", "b1.p-1.d2", "b1.p1.d1x", "p1.b1.d1"})
+  for (const char* bad :
+       {"", "b8", "b8.p1", "b0.p1.d0", "b1.p0.d0", "b1.p-1.d2", "b1.p1.d1x", "p1.b1.d1"})
     EXPECT_THROW(parse_shape(bad), Error) << bad;
 }
 

@@ -157,14 +157,14 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
   }
 };
 
-#define LTE_EVERY_BACKEND(Suite)                                                              \
-  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                        \
-                           ::testing::Combine(::testing::Values("cpu", "cpu+naive"),          \
-                                              ::testing::Values(DType::f32, DType::f64)),     \
-                           [](const auto& info) {                                             \
-                             std::string name = std::get<0>(info.param);                      \
-                             std::replace(name.begin(), name.end(), '+', '_');                \
-                             return name + "_" + name_of(std::get<1>(info.param));            \
+#define LTE_EVERY_BACKEND(Suite)                                                          \
+  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                    \
+                           ::testing::Combine(::testing::Values("cpu", "cpu+naive"),      \
+                                              ::testing::Values(DType::f32, DType::f64)), \
+                           [](const auto& info) {                                         \
+                             std::string name = std::get<0>(info.param);                  \
+                             std::replace(name.begin(), name.end(), '+', '_');            \
+                             return name + "_" + name_of(std::get<1>(info.param));        \
                            })
 
 // ---- tiny models
@@ -207,7 +207,8 @@ inline Plan routed(const ModelConfig& c, int group, bool bias = true, double cut
 inline void set_routers(Params& p, double std, double bias, uint64_t seed = 5) {
   Rng rng(seed);
   for (LayerParams& l : p.layer) {
-    for (int64_t i = 0; l.router_w && i < l.router_w.size(); ++i) put(l.router_w, i, std * rng.normal());
+    for (int64_t i = 0; l.router_w && i < l.router_w.size(); ++i)
+      put(l.router_w, i, std * rng.normal());
     for (int64_t i = 0; l.router_b && i < l.router_b.size(); ++i) put(l.router_b, i, bias);
   }
 }

@@ -1,4 +1,5 @@
-// Training: the update by hand, golden losses, and every way in which two runs must be the same run.
+// Training: the update by hand, golden losses, and every way in which two runs must be the same
+// run.
 #include "model/train.h"
 
 #include <fmt/format.h>
@@ -81,15 +82,21 @@ void expect_same(const Trained& a, const Trained& b, const std::string& what) {
 TEST(AdamWByHand, ThreeSteps) {
   // beta 0.9 and 0.95, rate 0.1, decay 0.01; gradients 1, -2, 0.5. After step 1: m = 0.1, v = 0.05,
   // bias-corrected 1 and 1, p = 1 - 0.1 (1 + 0.01).
-  const double gradient[] = {1, -2, 0.5}, p[] = {0.899000001, 0.9344383958186631, 0.9472262719750707};
+  const double gradient[] = {1, -2, 0.5},
+               p[] = {0.899000001, 0.9344383958186631, 0.9472262719750707};
   const double m[] = {0.1, -0.11, -0.049}, v[] = {0.05, 0.2475, 0.247625};
   Backend be = open_backend("cpu", 1);
   Store s;
   const Tensor tp = s.of(DType::f64, {1}, {1}), tm = s.of(DType::f64, {1}, {0}),
                tv = s.of(DType::f64, {1}, {0});
   for (int64_t i = 0; i < 3; ++i) {
-    const AdamW a{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.01,
-                  .grad_scale = 1, .step = i + 1};
+    const AdamW a{.lr = 0.1,
+                  .beta1 = 0.9,
+                  .beta2 = 0.95,
+                  .eps = 1e-8,
+                  .decay = 0.01,
+                  .grad_scale = 1,
+                  .step = i + 1};
     be.ops.adamw(*be.ctx, tp, s.of(DType::f64, {1}, {gradient[i]}), tm, tv, a);
     EXPECT_NEAR(at(tp, 0), p[i], 1e-14);
     EXPECT_NEAR(at(tm, 0), m[i], 1e-15);
@@ -180,17 +187,27 @@ TEST(Train, SaveStopResumeContinuesBitEqual) {
       Params p = make_params(s.c, s.plan), m = clone(p), v = clone(p);
       int64_t step = -1;
       double eta = -1;
-      const Trained whole = s.run(1, {.log = {}, .restore = {}, .save = [&](const TrainState& at) {
-        if (at.step != stop) return;
-        copy_matching(p, at.params), copy_matching(m, at.m), copy_matching(v, at.v);
-        step = at.step, eta = at.eta;
-      }, .save_seconds = -1});
+      const Trained whole = s.run(1, {.log = {},
+                                      .restore = {},
+                                      .save =
+                                          [&](const TrainState& at) {
+                                            if (at.step != stop) return;
+                                            copy_matching(p, at.params), copy_matching(m, at.m),
+                                                copy_matching(v, at.v);
+                                            step = at.step, eta = at.eta;
+                                          },
+                                      .save_seconds = -1});
       ASSERT_EQ(step, stop);
-      const Trained rest = s.run(1, {.log = {}, .restore = [&](const TrainState& at) {
-        copy_matching(at.params, p), copy_matching(at.m, m), copy_matching(at.v, v);
-        at.step = step, at.eta = eta;
-        return true;
-      }, .save = {}, .save_seconds = 1e9});
+      const Trained rest = s.run(1, {.log = {},
+                                     .restore =
+                                         [&](const TrainState& at) {
+                                           copy_matching(at.params, p), copy_matching(at.m, m),
+                                               copy_matching(at.v, v);
+                                           at.step = step, at.eta = eta;
+                                           return true;
+                                         },
+                                     .save = {},
+                                     .save_seconds = 1e9});
       expect_same(whole, rest, fmt::format("{} stopped at {}", name, stop));
       ASSERT_EQ(rest.log.size(), static_cast<size_t>(10 - stop));
       for (size_t i = 0; i < rest.log.size(); ++i) {
@@ -221,7 +238,8 @@ TEST(Train, AccumulationIsALargerBatch) {
     double moved = 0;
     const Values now = values(a.p.flat()), before = values(s.start().flat());
     for (size_t i = 0; i < now.size(); ++i) moved = std::max(moved, std::abs(now[i] - before[i]));
-    EXPECT_GT(moved, 1e3 * tolerance_of(DType::f32, 128, size)) << "the test must see a wrong weight";
+    EXPECT_GT(moved, 1e3 * tolerance_of(DType::f32, 128, size))
+        << "the test must see a wrong weight";
     for (size_t i = 0; i < 3; ++i) {
       EXPECT_NEAR(a.log[i].loss, b.log[i].loss, 1e-5);
       EXPECT_NEAR(a.log[i].grad_norm, b.log[i].grad_norm, 1e-5 * a.log[i].grad_norm);
@@ -310,11 +328,13 @@ TEST(Train, DistillationPullsTowardsTheTeacher) {
     const Trained t = s.run();
     Store store;
     Backend be = open_backend("cpu", 1);
-    const Tensor in = store.ints(std::vector<int32_t>(s.probe.tokens.begin(), s.probe.tokens.begin() + 16));
+    const Tensor in =
+        store.ints(std::vector<int32_t>(s.probe.tokens.begin(), s.probe.tokens.begin() + 16));
     const State a = run_forward(be, t.p, s.plan, in, 1, {Gate::hard, Exec::masked});
     const State b = run_forward(be, teacher, s.plan, in, 1, {Gate::hard, Exec::masked});
     double sum = 0;
-    for (int64_t i = 0; i < a.logits.size(); ++i) sum += std::abs(at(a.logits, i) - at(b.logits, i));
+    for (int64_t i = 0; i < a.logits.size(); ++i)
+      sum += std::abs(at(a.logits, i) - at(b.logits, i));
     return sum / static_cast<double>(a.logits.size());
   };
   EXPECT_LT(distance(1), 0.6 * distance(0));
