@@ -156,6 +156,27 @@ TEST(ActiveFraction, PaddingDoesNotCount) {
   EXPECT_DOUBLE_EQ(o.active_union[4], 12.0 / 16) << "only the longer row has 16 tokens";
 }
 
+// Decode shapes and short documents have no run of 16 tokens: 0 would read as perfect sparsity.
+TEST(ActiveFraction, AUnionThatWasNeverSeenIsNotZero) {
+  Scored s(kGpt, true);
+  const Outcome o = s.run({{0, 8}, {40, 8}}, {2, 8, 0});
+  for (size_t u = 0; u < kUnions.size(); ++u) {
+    EXPECT_FALSE(o.active_union[u] < o.active) << "runs of " << kUnions[u];
+  }
+}
+
+TEST(Digest, DoesNotSeePadding) {
+  Scored s(kLlama, true);  // its head is not the embedding table
+  for (int32_t& t : s.set.tokens) t = 1 + t % (kVocab - 1);
+  // Masked: gathered products are cut by who selects an expert, and so round otherwise.
+  const std::vector<Window> windows = {{0, 8}, {40, 16}};  // 8 positions of padding, input 0
+  const uint64_t before = s.run(windows, {2, 16, 0}, Exec::masked).digest;
+  put(s.p.wte, 0, 3);
+  EXPECT_EQ(s.run(windows, {2, 16, 0}, Exec::masked).digest, before);
+  put(s.p.wte, s.c.dim, 3);
+  EXPECT_NE(s.run(windows, {2, 16, 0}, Exec::masked).digest, before) << "token 1 is text";
+}
+
 TEST(ActiveFraction, DenseAndPruned) {
   Scored s(kLlama, false);
   const std::vector<Window> windows = test_windows(s.set, 16);
@@ -241,6 +262,23 @@ TEST(Windows, DocumentsAreScoredExactlyOnce) {
     }
     EXPECT_EQ(counted, std::count(set.scored.begin(), set.scored.end(), 1));
   }
+}
+
+TEST(Windows, DocumentsThatFillAWindowExactly) {
+  const auto windows = [](std::vector<int64_t> starts, int64_t size, int seq) {
+    TokenSet set = random_tokens(size, kVocab, 1);
+    set.starts = std::move(starts);
+    std::vector<std::pair<int64_t, int32_t>> out;
+    for (const Window& w : test_windows(set, seq)) out.push_back({w.start, w.length});
+    return out;
+  };
+  using List = std::vector<std::pair<int64_t, int32_t>>;
+  // Two documents of 4 are 7 predictions, the second one's first token among them.
+  EXPECT_EQ(windows({0, 4, 8}, 12, 7), (List{{0, 7}, {8, 3}}));
+  EXPECT_EQ(windows({0, 4, 8}, 12, 6), (List{{0, 3}, {4, 3}, {8, 3}}));
+  // 8 tokens are 7 predictions; 9 are one more than a window of 7.
+  EXPECT_EQ(windows({0, 8}, 16, 7), (List{{0, 7}, {8, 7}}));
+  EXPECT_EQ(windows({0, 9}, 17, 7), (List{{0, 7}, {7, 1}, {9, 7}}));
 }
 
 TEST(Windows, StreamsAreScoredExactlyOnce) {

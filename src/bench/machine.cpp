@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "bench/measure.h"
+#include "core/gpu.h"
 #include "lte_build.h"
 
 namespace lte {
@@ -39,7 +40,7 @@ std::map<std::string, std::string> describe_machine(int threads) {
           {"eigen", LTE_BUILD_EIGEN},
           {"revision", LTE_BUILD_REVISION},
           {"suite_version", LTE_BUILD_VERSION},
-          {"gpu", "none"},
+          {"gpu", gpu_name()},
           {"date", today()}};
 }
 
