@@ -127,7 +127,8 @@ int cmd_claims(const CommonArgs& c, const ReportArgs& a) {
                     {"statement", v.statement},
                     {"expected", v.expected},
                     {"measured", v.measured},
-                    {"verdict", v.verdict}, {"suite", v.suite}});
+                    {"verdict", v.verdict},
+                    {"suite", v.suite}});
   }
   fmt::print("{}\n", list.dump());
   return 0;

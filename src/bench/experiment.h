@@ -35,12 +35,13 @@ struct Experiment {
 };
 
 // suite/model/dataset/base:steps=..,batch=..,lr=..,seed=../method:knob=value,../backend/shape/seedN.
-// A slash inside a part is written %2F, a percent sign %25. protocol and trials are not in the name.
+// A slash inside a part is written %2F, a percent sign %25. protocol and trials are not in the
+// name.
 std::string name_of(const Experiment&);
 Experiment parse_name(std::string_view);  // throws Error
 
-// Reads suites/*.toml: bases, experiments with sweeps and seeds. Throws Error naming the file, the line
-// or the key.
+// Reads suites/*.toml: bases, experiments with sweeps and seeds. Throws Error naming the file, the
+// line or the key.
 struct SuiteSpec {
   std::string name, about;
   std::vector<Experiment> experiments;

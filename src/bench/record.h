@@ -25,27 +25,29 @@ struct Record {
 
   Outcome quality;
   double token_ppl = 0, byte_ppl = 0, word_ppl = 0;
-  int window = 0, stride = 0;         // tokens
-  std::string text_sha256;            // of the dataset
-  std::optional<double> excess;       // loss above the true source's on the same tokens, nats
-  std::optional<double> rouge_l;      // coco variant, 0..1
-  std::optional<double> slot_error;   // (missing + added) / slots
-  Cost dense_cost;                    // of the dense model at the same context
-  double reference_loss = 0, checked_loss = 0;  // masked plain-loop reference and this backend, same tokens
+  int window = 0, stride = 0;        // tokens
+  std::string text_sha256;           // of the dataset
+  std::optional<double> excess;      // loss above the true source's on the same tokens, nats
+  std::optional<double> rouge_l;     // coco variant, 0..1
+  std::optional<double> slot_error;  // (missing + added) / slots
+  Cost dense_cost;                   // of the dense model at the same context
+  double reference_loss = 0,
+         checked_loss = 0;  // masked plain-loop reference and this backend, same tokens
 
   std::optional<Timing> prefill, decode;
-  std::optional<double> prefill_speedup, decode_speedup;            // dense of the same run / this
+  std::optional<double> prefill_speedup, decode_speedup;  // dense of the same run / this
   std::optional<double> ideal_decode;  // dense bytes / bytes: the bound of a memory-bound decode
   bool digest_ok = false;              // timed digest == untimed digest
 
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0, train_seconds = 0;
   std::vector<Histogram> histograms;
-  std::map<std::string, std::string> machine;  // cpu, cores, threads, compiler, flags, revision, date ...
+  std::map<std::string, std::string>
+      machine;  // cpu, cores, threads, compiler, flags, revision, date ...
 };
 
-std::string to_json(const Record&);                    // one line
-Record record_from_json(std::string_view line);       // throws Error on malformed input
+std::string to_json(const Record&);                         // one line
+Record record_from_json(std::string_view line);             // throws Error on malformed input
 std::vector<Record> read_records(const std::string& path);  // a missing file has none
 // The last record of every name, in order of first appearance.
 std::vector<Record> latest(std::vector<Record>);
