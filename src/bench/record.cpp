@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -96,8 +97,10 @@ void active_from(const Json& j, Outcome& o) {
   o.active = j.at("mean"), o.active_p50 = j.at("p50"), o.active_p99 = j.at("p99"),
   o.context = j.at("context");
   o.active_layer = j.at("layers").get<std::vector<double>>();
-  for (size_t i = 0; i < kUnions.size(); ++i)
-    o.active_union[i] = j.at("union").at(std::to_string(kUnions[i]));
+  for (size_t i = 0; i < kUnions.size(); ++i) {
+    const Json& u = j.at("union").at(std::to_string(kUnions[i]));
+    o.active_union[i] = u.is_null() ? std::numeric_limits<double>::quiet_NaN() : u.get<double>();
+  }
 }
 
 }  // namespace

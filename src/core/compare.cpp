@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -36,7 +37,8 @@ double tolerance_of(DType t, int64_t length, double magnitude) {
 
 Comparison compare(const Tensor& got, const Tensor& want, double tolerance) {
   Comparison c;
-  if (got.size() != want.size() || got.dtype != want.dtype) {
+  if (got.rank != want.rank || !std::equal(got.dim, got.dim + 4, want.dim) ||
+      got.dtype != want.dtype) {
     c.message = fmt::format("shapes differ: {} {} against {} {}", got.size(), name_of(got.dtype),
                             want.size(), name_of(want.dtype));
     return c;

@@ -96,7 +96,7 @@ struct Clustering {
 }  // namespace
 
 std::vector<int> balanced_kmeans(const Tensor& features, int group, uint64_t seed, int rounds) {
-  const int64_t F = features.rows(), D = features.cols(), k = F / group;
+  const int64_t F = features.rows(), D = features.cols(), k = group < 1 ? 0 : F / group;
   LTE_CHECK(group >= 1 && k * group == F,
             "balanced_kmeans: the group size does not divide the rows");
   const auto elements = static_cast<size_t>(F * D);

@@ -31,7 +31,7 @@ Fitted fit_lte(const FitInput& in, const Knobs& k) {
   const auto first = std::max<int64_t>(
       1, static_cast<int64_t>(get_number(k, "split", 0, 1) * static_cast<double>(steps)));
   const bool bias = k.at("router_bias") != "none";
-  const double tau = get_number(k, "tau", 0, 1);
+  const double tau = get_number(k, "tau", 0, 1), lr2 = get_number(k, "lr2", 0, 100);
   const RouterInput input = get_choice(k, "router_input", kInputs) == "normed"
                                 ? RouterInput::normed
                                 : RouterInput::residual;
@@ -56,8 +56,9 @@ Fitted fit_lte(const FitInput& in, const Knobs& k) {
 
   TrainSpec two = training(in, k, steps - first);
   two.first += static_cast<uint64_t>(first);
-  two.lr *= get_number(k, "lr2", 0, 100);
-  two.terms.tau = tau;
+  two.lr *= lr2;
+  two.terms.tau = tau, two.terms.sep_eps = one.terms.sep_eps,
+  two.terms.sep_clip = one.terms.sep_clip;
   run_stage(in, f, two, "stage2");
   add_histogram(in, f, Gate::hard, "stage2");
   return f;

@@ -66,10 +66,34 @@ void run_stage(const FitInput& in, Fitted& f, const TrainSpec& spec, const std::
   if (spec.steps == 0) return;
   train(in.backend, f.params, f.plan, in.train, in.valid, spec,
         in.hooks ? in.hooks(stage) : TrainHooks{});
-  const int64_t tokens = spec.steps * spec.batch * spec.seq * spec.accum;
+  // A text shorter than a sequence gives shorter sequences.
+  const auto seq = std::min<int64_t>(spec.seq, static_cast<int64_t>(in.train.tokens.size()) - 1);
+  const int64_t tokens = spec.steps * spec.batch * seq * spec.accum;
   f.train_tokens += tokens;
-  f.train_flops += static_cast<double>(tokens) *
-                   train_flops(f.params.cfg, f.plan, spec.seq, spec.teacher != nullptr);
+  f.train_flops +=
+      static_cast<double>(tokens) *
+      train_flops(f.params.cfg, f.plan, static_cast<int>(seq), spec.teacher != nullptr);
+}
+
+int64_t calibrate(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens,
+                  const std::function<void(const State&)>& see) {
+  const int64_t T =
+      std::min<int64_t>({in.seq, p.cfg.max_seq, static_cast<int64_t>(in.train.tokens.size()) - 1});
+  const int64_t B = 8, batches = std::max<int64_t>(1, tokens / (B * T));
+  State state = make_state(p, plan, B, T, T, Keep::all_layers);
+  std::vector<int32_t> inputs(static_cast<size_t>(B * T)), targets(inputs.size());
+  Tensor view = shape(DType::i32, {B * T});
+  view.data = inputs.data();
+  for (int64_t batch = 0; batch < batches; ++batch) {
+    for (int64_t row = 0; row < B; ++row) {
+      const Window w = train_window(in.train, static_cast<int>(T), hash64(in.seed, 0xca1),
+                                    static_cast<uint64_t>(batch), static_cast<uint64_t>(row));
+      fill_row(in.train, w, row, T, inputs, targets);
+    }
+    forward(in.backend, p, plan, view, {B, T, 0}, {Gate::hard, Exec::masked}, state);
+    see(state);
+  }
+  return batches * B * T;
 }
 
 void add_histogram(const FitInput& in, Fitted& f, Gate gate, const std::string& stage) {
@@ -101,6 +125,7 @@ Plan routed_plan(const Params& dense, int group, bool bias, RouterInput input, R
 
 void init_routers(Params& p, double std, double bias, uint64_t seed) {
   for (size_t i = 0; i < p.layer.size(); ++i) {
+    LTE_CHECK(p.layer[i].router_w, "init_routers: a layer has no router");
     Rng rng(hash64(seed, 0x407e4, i));
     Tensor &w = p.layer[i].router_w, &b = p.layer[i].router_b;
     for (int64_t k = 0; k < w.size(); ++k)

@@ -63,6 +63,10 @@ extern const Method kDense, kLte, kLteOneStage, kPrune;
 TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
 // Trains one named stage of a fit and adds its tokens and FLOPs.
 void run_stage(const FitInput&, Fitted&, const TrainSpec&, const std::string& stage);
+// Runs the model over at least `tokens` training tokens (whole batches), with all layers kept, and
+// shows every batch's activations to `see`. Returns how many tokens it looked at.
+int64_t calibrate(const FitInput&, const Params&, const Plan&, int64_t tokens,
+                  const std::function<void(const State&)>& see);
 // Adds a histogram of the router scores on validation windows.
 void add_histogram(const FitInput&, Fitted&, Gate, const std::string& stage);
 // A plan of experts of `group` neighbours, grouped by balanced k-means, with linear routers.

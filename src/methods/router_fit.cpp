@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/rng.h"
-#include "model/batches.h"
 
 namespace lte {
 namespace {
@@ -77,55 +77,44 @@ void fit_one(const Contributions& c, double active, int steps, double lr, Rng& r
   for (int64_t e = 0; shift > -1e29f && e < c.E; ++e) b[e] -= shift;
 }
 
-}  // namespace
-
-std::vector<Contributions> observe(const FitInput& in, const Params& p, const Plan& plan,
-                                   int64_t tokens) {
-  Plan open = plan;
-  for (FfnPlan& f : open.layer) f.rule = Rule::all;
-  const int64_t T = std::min(in.seq, p.cfg.max_seq), B = 8, D = p.cfg.dim;
-  const int64_t batches = std::max<int64_t>(1, tokens / (B * T));
-  State state = make_state(p, open, B, T, T, Keep::all_layers);
-  std::vector<Contributions> seen(p.layer.size());
-  std::vector<int32_t> in_tokens(static_cast<size_t>(B * T)), targets(in_tokens.size());
-  Tensor input = shape(DType::i32, {B * T});
-  input.data = in_tokens.data();
-  Tensor part = shape(DType::f32, {B * T, D});
-  Arena memory;
-  memory.reserve(Arena::padded(part.bytes()));
-  memory.carve(part);
-  for (int64_t batch = 0; batch < batches; ++batch) {
-    for (int64_t row = 0; row < B; ++row) {
-      const Window w = train_window(in.train, static_cast<int>(T), hash64(in.seed, 0x0b5),
-                                    static_cast<uint64_t>(batch), static_cast<uint64_t>(row));
-      fill_row(in.train, w, row, T, in_tokens, targets);
+// Appends the rows of one batch.
+void add_observations(Backend& be, const LayerParams& w, const FfnPlan& plan, const LayerState& s,
+                      Contributions& c) {
+  const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
+  c.D = D, c.E = F / G;
+  const Tensor& x = plan.input == RouterInput::normed ? s.norm2 : s.mid;
+  c.input.insert(c.input.end(), x.as<float>(), x.as<float>() + N * D);
+  c.output.resize(static_cast<size_t>((c.n + N) * c.E));
+  std::vector<float> block(static_cast<size_t>(N * G)), output(static_cast<size_t>(N * D));
+  Tensor act = shape(DType::f32, {N, G}), down = shape(DType::f32, {G, D}),
+         y = shape(DType::f32, {N, D});
+  act.data = block.data(), y.data = output.data();
+  for (int64_t e = 0; e < c.E; ++e) {
+    for (int64_t n = 0; n < N; ++n) {
+      std::copy_n(s.act.as<float>() + n * F + e * G, G, &block[static_cast<size_t>(n * G)]);
     }
-    forward(in.backend, p, open, input, {B, T, 0}, {Gate::hard, Exec::masked}, state);
-    for (size_t i = 0; i < seen.size(); ++i) {
-      Contributions& c = seen[i];
-      const LayerState& s = state.layer[i];
-      const int64_t N = B * T, F = s.act.cols(), G = plan.layer[i].group;
-      c.D = D, c.E = F / G;
-      const Tensor& x = plan.layer[i].input == RouterInput::normed ? s.norm2 : s.mid;
-      c.input.insert(c.input.end(), x.as<float>(), x.as<float>() + N * D);
-      c.output.resize(static_cast<size_t>((c.n + N) * c.E));
-      std::vector<float> block(static_cast<size_t>(N * G));
-      for (int64_t e = 0; e < c.E; ++e) {
-        for (int64_t n = 0; n < N; ++n)
-          std::copy_n(s.act.as<float>() + n * F + e * G, G, &block[static_cast<size_t>(n * G)]);
-        Tensor a = shape(DType::f32, {N, G}), w = shape(DType::f32, {G, D});
-        a.data = block.data(), w.data = p.layer[i].down_w.as<float>() + e * G * D;
-        in.backend.ops.gemm(*in.backend.ctx, part, a, false, w, false);
-        for (int64_t n = 0; n < N; ++n) {
-          const float* y = part.as<float>() + n * D;
-          float square = 0;
-          for (int64_t d = 0; d < D; ++d) square += y[d] * y[d];
-          c.output[static_cast<size_t>((c.n + n) * c.E + e)] = std::sqrt(square);
-        }
-      }
-      c.n += N;
+    down.data = w.down_w.as<float>() + e * G * D;
+    be.ops.gemm(*be.ctx, y, act, false, down, false);
+    for (int64_t n = 0; n < N; ++n) {
+      const float* row = &output[static_cast<size_t>(n * D)];
+      c.output[static_cast<size_t>((c.n + n) * c.E + e)] =
+          std::sqrt(std::inner_product(row, row + D, row, 0.f));
     }
   }
+  c.n += N;
+}
+
+}  // namespace
+
+Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens) {
+  Plan open = plan;
+  for (FfnPlan& f : open.layer) f.rule = Rule::all;
+  Observed seen{.layer = std::vector<Contributions>(p.layer.size())};
+  seen.tokens = calibrate(in, p, open, tokens, [&](const State& state) {
+    for (size_t i = 0; i < p.layer.size(); ++i) {
+      add_observations(in.backend, p.layer[i], plan.layer[i], state.layer[i], seen.layer[i]);
+    }
+  });
   return seen;
 }
 

@@ -14,9 +14,13 @@ struct Contributions {
   int64_t n = 0, D = 0, E = 0;
 };
 
+struct Observed {
+  std::vector<Contributions> layer;
+  int64_t tokens = 0;  // looked at
+};
 // Runs the model with every gate open over `tokens` training tokens. The parameters are in plan
 // order.
-std::vector<Contributions> observe(const FitInput&, const Params&, const Plan&, int64_t tokens);
+Observed observe(const FitInput&, const Params&, const Plan&, int64_t tokens);
 
 // Logistic regression, by Adam, of "is among the share `active` of the largest outputs of this
 // layer" on the router's input; then one shift of all biases, so that the share of open gates is

@@ -37,10 +37,12 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
   const double* v = p.g.sums.as<double>();
   sums = {.square = v[0], .separation = v[1], .above = v[2]};
-  if (!p.terms.train_routers) return;
+  if (!p.terms.train_routers && p.run.gate == Gate::hard) return;
   op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
   const bool normed = plan.input == RouterInput::normed;
-  linear_backward_add(p, d.router_w, d.router_b, dgates, normed ? s.norm2 : s.mid);
+  if (p.terms.train_routers) {
+    linear_backward_add(p, d.router_w, d.router_b, dgates, normed ? s.norm2 : s.mid);
+  }
   op.gemm_add(*p.be.ctx, normed ? p.dnorm : p.dx, dgates, false, w.router_w, false);
 }
 

@@ -38,11 +38,6 @@ std::vector<Window> test_windows(const TokenSet& set, int seq, int64_t limit) {
     }
     all.push_back({at, static_cast<int32_t>(end - at)});
     at = end;
-    if (set.starts.empty()) continue;
-    // Inside a long document: its next token is predicted from the last one of this window. A
-    // document that begins right there starts a window of its own.
-    const auto next = std::lower_bound(set.starts.begin(), set.starts.end(), at + 1);
-    if (next != set.starts.end() && *next == at + 1) at = at + 1;
   }
   std::erase_if(all, [](const Window& w) { return w.length < 1; });
   if (limit <= 0 || static_cast<int64_t>(all.size()) <= limit) return all;

@@ -61,9 +61,11 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
              State& state) {
   LTE_CHECK(run.gate == Gate::hard || run.exec == Exec::masked,
             "forward: soft gates cannot be gathered");
-  LTE_CHECK(chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
-                chunk.pos + chunk.T <= state.S,
-            "forward: the chunk does not fit the state");
+  const bool fits = chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
+                    chunk.pos + chunk.T <= state.S &&
+                    (state.keep == Keep::one_layer ||
+                     chunk.B * chunk.T * (chunk.pos + chunk.T) <= state.B * state.T * state.T);
+  LTE_CHECK(fits, "forward: the chunk does not fit the state");
   const int64_t N = chunk.B * chunk.T;
   const ModelConfig& c = p.cfg;
   Tensor x = first_rows(state.layer.empty() ? state.x_out : state.layer[0].x, N);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -136,7 +137,8 @@ void copy_matching(Params& to, const Params& from) {
                [&](Tensor& t, const ParamInfo& info) { source[info.name] = t; });
   visit_params(to, [&](Tensor& t, const ParamInfo& info) {
     const auto found = source.find(info.name);
-    if (found == source.end() || found->second.size() != t.size() || found->second.dtype != t.dtype)
+    if (found == source.end() || found->second.rank != t.rank ||
+        !std::equal(t.dim, t.dim + 4, found->second.dim) || found->second.dtype != t.dtype)
       return;
     std::memcpy(t.data, found->second.data, t.bytes());
   });

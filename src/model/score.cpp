@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <limits>
 
 #include "core/digest.h"
 #include "model/batches.h"
@@ -76,7 +77,8 @@ struct Tally {
     out.active_p50 = token_active[token_active.size() / 2];
     out.active_p99 = token_active[token_active.size() * 99 / 100];
     for (size_t u = 0; u < kUnions.size(); ++u) {
-      out.active_union[u] = union_count[u] ? union_sum[u] / static_cast<double>(union_count[u]) : 0;
+      out.active_union[u] = union_count[u] ? union_sum[u] / static_cast<double>(union_count[u])
+                                           : std::numeric_limits<double>::quiet_NaN();
     }
     out.context = context / n;
     out.cost = cost_of(c, plan, out.active_layer, out.context);

@@ -17,7 +17,7 @@ struct TrainSpec {
   uint64_t seed = 0;   // of the batches
   uint64_t first = 0;  // number of the first batch: stages that follow each other draw new ones
   Gate gate = Gate::hard;
-  LossTerms terms;
+  LossTerms terms = {};
   double sep_ramp = 0;  // share of the steps over which lambda grows from 0 to terms.lambda
   double eta_ramp = 0;  // the same for eta
   // Steering of eta to an active fraction (below 0: off): after every step
