@@ -1,6 +1,7 @@
 #include "data/dataset.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -36,7 +37,7 @@ std::string message_of(F&& f) {
 }
 
 struct DataFolder : ::testing::Test {
-  std::string folder = ::testing::TempDir() + "lte_dataset_test";
+  std::string folder = ::testing::TempDir() + "lte_dataset_test_" + std::to_string(getpid());
   void SetUp() override { fs::remove_all(folder), make_folder(folder); }
   void TearDown() override { fs::remove_all(folder); }
   std::string text(const std::string& content) const {

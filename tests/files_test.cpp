@@ -1,6 +1,7 @@
 #include "core/files.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 #include <sys/resource.h>
 
 #include <csignal>
@@ -14,7 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Files : ::testing::Test {
-  std::string folder = ::testing::TempDir() + "lte_files_test";
+  std::string folder = ::testing::TempDir() + "lte_files_test_" + std::to_string(getpid());
   void SetUp() override { fs::remove_all(folder), make_folder(folder); }
   void TearDown() override { fs::remove_all(folder); }
   int count() const {
