@@ -9,7 +9,7 @@ LTE      = $(BUILD)/lte
 help:
 	@echo "make reproduce [PROFILE=default|smoke|full|text] [SHARD=i/n]   run the comparison and write results/"
 	@echo "make test       build and run all tests"
-	@echo "make bench      layer latency with Google Benchmark, results in $(BUILD)/bench.json"
+	@echo "make bench      FFN latency and training rate with Google Benchmark, JSON in $(BUILD)"
 	@echo "make report     tables, plots and pages again from results/records.jsonl"
 	@echo "make claims     hold results/claims.toml against the records"
 	@echo "make data       fetch the downloadable datasets (LTE_DATA_MIRROR is looked in first)"
@@ -29,9 +29,11 @@ test: build
 reproduce: build
 	@$(LTE) run suites/$(PROFILE).toml --shard $(SHARD)
 
+BENCH_FLAGS = --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \
+  --benchmark_report_aggregates_only=true --benchmark_min_time=0.05 --benchmark_out_format=json
 bench: build
-	@$(BUILD)/bench_ffn --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \
-	  --benchmark_report_aggregates_only=true --benchmark_min_time=0.05 --benchmark_out=$(BUILD)/bench.json --benchmark_out_format=json
+	@$(BUILD)/bench_ffn $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_ffn.json
+	@$(BUILD)/bench_train $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_train.json
 
 report: build
 	@$(LTE) report

@@ -4,7 +4,8 @@
 namespace lte {
 namespace {
 
-constexpr int64_t kPieceFlops = 2'000'000;  // work of one piece: some ten microseconds
+constexpr int64_t kPieceFlops = 2'000'000;  // least work of one piece: some ten microseconds
+constexpr int64_t kMostPieces = 16;
 
 template <class T, bool kAdd, class Out, class A, class B>
 void product(Out&& out, const A& a, const B& b) {
@@ -42,8 +43,10 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
     const auto o = matrix<T>(out), am = matrix<T>(a), bm = matrix<T>(b);
     const bool by_rows = rows >= cols;
     const int64_t side = by_rows ? rows : cols;
-    const int64_t wanted = std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1,
-                                               std::max<int64_t>(1, side / 16));
+    // Every piece packs the shared factor for itself: few and large pieces, but enough for 16
+    // threads.
+    const int64_t wanted =
+        std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1, kMostPieces);
     const int64_t grain = ((side + wanted - 1) / wanted + 15) / 16 * 16;
     for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int) {
       if (by_rows) {
