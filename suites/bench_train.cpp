@@ -1,6 +1,7 @@
-// Google Benchmark: the rate of one training step (forward, backward, AdamW) against the machine's own
-// rate of matrix products, measured in the same run: Eigen through the suite's gemm, 1024^3 fp32.
-// Counters: GFLOPs as the full convention counts them, of_gemm the share of the product's rate.
+// Google Benchmark: the rate of one training step (forward, backward, AdamW) against the machine's
+// own rate of matrix products, measured in the same run: Eigen through the suite's gemm, 1024^3
+// fp32. Counters: GFLOPs as the full convention counts them, of_gemm the share of the product's
+// rate.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -79,7 +80,8 @@ void train_step(benchmark::State& state, const char* model, int batch, int seq) 
     }
   }
   const double tokens = static_cast<double>(batch) * seq, n = static_cast<double>(steps - 1);
-  const double rate = train_flops(cfg, plan, seq, false) * tokens * n / step_seconds, gemm = kSquareFlops * n / gemm_seconds;
+  const double rate = train_flops(cfg, plan, seq, false) * tokens * n / step_seconds,
+               gemm = kSquareFlops * n / gemm_seconds;
   state.counters["GFLOPs"] = rate * 1e-9;
   state.counters["gemm_GFLOPs"] = gemm * 1e-9;
   state.counters["of_gemm"] = rate / gemm;
@@ -94,11 +96,14 @@ int main(int argc, char** argv) {
     const char* model;
     int batch, seq;
   };
-  for (const Row r : {Row{"gpt2-nano", 32, 128}, Row{"gpt2-micro", 16, 256}, Row{"gpt2-mini", 8, 256},
-                      Row{"llama-nano", 32, 128}, Row{"llama-mini", 8, 256}}) {
-    benchmark::RegisterBenchmark(fmt::format("train/{}/batch:{}/seq:{}", r.model, r.batch, r.seq).c_str(),
-                                 [r](benchmark::State& s) { lte::train_step(s, r.model, r.batch, r.seq); })
-        ->Unit(benchmark::kMillisecond)->UseManualTime();
+  for (const Row r :
+       {Row{"gpt2-nano", 32, 128}, Row{"gpt2-micro", 16, 256}, Row{"gpt2-mini", 8, 256},
+        Row{"llama-nano", 32, 128}, Row{"llama-mini", 8, 256}}) {
+    benchmark::RegisterBenchmark(
+        fmt::format("train/{}/batch:{}/seq:{}", r.model, r.batch, r.seq).c_str(),
+        [r](benchmark::State& s) { lte::train_step(s, r.model, r.batch, r.seq); })
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime();
   }
   for (const auto& [key, value] : lte::describe_machine(0)) benchmark::AddCustomContext(key, value);
   benchmark::Initialize(&argc, argv);

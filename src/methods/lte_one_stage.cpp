@@ -2,8 +2,13 @@
 // the forward pass, so that the model never sees a soft FFN; a straight-through gradient for the
 // scores (Bengio et al., 2013); routers warm-started from which experts contribute; and the
 // efficiency weight eta steered so that the active fraction is the one that was asked for.
+#include <algorithm>
+#include <functional>
+
 #include "methods/methods.h"
 #include "methods/router_fit.h"
+#include "model/batches.h"
+#include "model/score.h"
 
 namespace lte {
 namespace {
@@ -15,15 +20,34 @@ constexpr KnobRow kKnobs[] = {
     {"start", "0",
      "active fraction of the warm-started routers, from where steering begins; 0: that of active"},
     {"ramp", "0.5", "share of the steps in which the wanted fraction falls from start to active"},
-    {"rate", "0.1", "how fast eta follows the difference to the wanted fraction"},
+    {"rate", "0.5", "how fast eta follows the difference to the wanted fraction"},
     {"lambda", "0", "weight of the separability loss, which hard gates do not need"},
     {"sep_eps", "0.01", "epsilon of the separability loss"},
     {"warm_tokens", "16384", "training tokens that routers are warm-started on; 0: random routers"},
     {"warm_steps", "200", "steps of the warm start's logistic regression"},
     {"router_std", "0.02", "standard deviation of router weights without a warm start"},
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
+    {"calibrate", "1",
+     "1: after training, the threshold is moved so that the validation split has the wanted "
+     "fraction"},
     {"distill", "0", "share of the task loss that is KL to the dense model's prediction"},
 };
+
+// One threshold for all layers: the quantile of the scores of validation tokens that leaves the
+// wanted share above. Steering follows training batches, whose mix of tokens may be another.
+double calibrated_cut(const FitInput& in, const Fitted& f, double active) {
+  std::vector<float> scores;
+  const std::vector<Window> windows =
+      test_windows(in.valid, std::min(in.seq, f.params.cfg.max_seq), 64);
+  each_window(in.backend, f.params, f.plan, in.valid, windows, Gate::hard, [&](const State& s) {
+    for (const LayerState& l : s.layer)
+      scores.insert(scores.end(), l.scores.as<float>(), l.scores.as<float>() + l.scores.size());
+  });
+  const auto above = static_cast<std::ptrdiff_t>(active * static_cast<double>(scores.size()));
+  if (scores.empty() || above >= static_cast<std::ptrdiff_t>(scores.size())) return 0.5;
+  std::nth_element(scores.begin(), scores.begin() + above, scores.end(), std::greater<>());
+  return scores[static_cast<size_t>(above)];
+}
 
 constexpr const char* kInputs[] = {"normed", "residual"};
 
@@ -56,6 +80,10 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   s.steer_ramp = get_number(k, "ramp", 0, 1), s.steer_rate = get_number(k, "rate", 0, 1e6);
   if (s.terms.distill > 0) s.teacher = &in.dense;
   run_stage(in, f, s, "train");
+  if (get_whole(k, "calibrate", 0, 1) == 1) {
+    const double cut = calibrated_cut(in, f, active);
+    for (FfnPlan& layer : f.plan.layer) layer.cut = cut;
+  }
   add_histogram(in, f, Gate::hard, "train");
   return f;
 }

@@ -221,12 +221,9 @@ Outcome score(Backend& be, const Params& p, const Plan& plan, const TokenSet& se
   return out;
 }
 
-std::vector<std::vector<int64_t>> score_histogram(Backend& be, const Params& p, const Plan& plan,
-                                                  const TokenSet& set,
-                                                  std::span<const Window> windows, Gate gate,
-                                                  int bins) {
-  std::vector<std::vector<int64_t>> counts(plan.layer.size(),
-                                           std::vector<int64_t>(static_cast<size_t>(bins)));
+void each_window(Backend& be, const Params& p, const Plan& plan, const TokenSet& set,
+                 std::span<const Window> windows, Gate gate,
+                 const std::function<void(const State&)>& see) {
   for (const Window& w : windows) {
     const int64_t T = w.length;
     State state = make_state(p, plan, 1, T, T, Keep::one_layer);
@@ -235,15 +232,25 @@ std::vector<std::vector<int64_t>> score_histogram(Backend& be, const Params& p, 
     Tensor in = shape(DType::i32, {T});
     in.data = tokens.data();
     forward(be, p, plan, in, {1, T, 0}, {gate, Exec::masked}, state);
+    see(state);
+  }
+}
+
+std::vector<std::vector<int64_t>> score_histogram(Backend& be, const Params& p, const Plan& plan,
+                                                  const TokenSet& set,
+                                                  std::span<const Window> windows, Gate gate,
+                                                  int bins) {
+  std::vector<std::vector<int64_t>> counts(plan.layer.size(),
+                                           std::vector<int64_t>(static_cast<size_t>(bins)));
+  each_window(be, p, plan, set, windows, gate, [&](const State& state) {
     for (size_t i = 0; i < plan.layer.size(); ++i) {
       const Tensor& s = state.layer[i].scores;
       for (int64_t k = 0; s && k < s.size(); ++k) {
-        const int bin =
-            std::clamp(static_cast<int>(s.as<float>()[k] * static_cast<float>(bins)), 0, bins - 1);
-        ++counts[i][static_cast<size_t>(bin)];
+        const auto bin = static_cast<int>(s.as<float>()[k] * static_cast<float>(bins));
+        ++counts[i][static_cast<size_t>(std::clamp(bin, 0, bins - 1))];
       }
     }
-  }
+  });
   return counts;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,6 +43,10 @@ struct Stopwatch {
 
 Outcome score(Backend&, const Params&, const Plan&, const TokenSet&, std::span<const Window>, Shape,
               Exec, Stopwatch* = nullptr);
+
+// Runs every window as one masked chunk of its own and shows the state to `see`.
+void each_window(Backend&, const Params&, const Plan&, const TokenSet&, std::span<const Window>,
+                 Gate, const std::function<void(const State&)>& see);
 
 // Router scores over the windows, one histogram a layer of `bins` equal bins over [0, 1].
 std::vector<std::vector<int64_t>> score_histogram(Backend&, const Params&, const Plan&,
