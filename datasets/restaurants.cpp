@@ -89,7 +89,10 @@ Documents make_documents(uint64_t stream, int count, bool fresh, Seen& seen) {
     d.prompts.push_back(write_prompt(m, rng));
     d.text += d.prompts.back();
     d.sentences.push_back(d.text.size());
-    d.text += " " + write_sentence(m, rng, draw_omission(m, rng)) + "\n";
+    const Slot omit = draw_omission(m, rng);
+    d.text += ' ';
+    d.text += write_sentence(m, rng, omit);
+    d.text += '\n';
     d.meanings.push_back(m);
   }
   return d;

@@ -312,7 +312,8 @@ std::string write_sentence(const Meaning& m, Rng& rng, Slot omit) {
     const size_t take = rest.size() > 3 ? most : 1 + rng.below(most);
     const Slots now(rest.begin(), rest.begin() + static_cast<long>(take));
     rest.erase(rest.begin(), rest.begin() + static_cast<long>(take));
-    text += " " + later_sentence(m, now, type_known, rng);
+    text += ' ';
+    text += later_sentence(m, now, type_known, rng);
   }
   return text;
 }

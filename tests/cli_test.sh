@@ -222,7 +222,7 @@ refuse "eval on a changed text" "has changed" "$lte" eval --run changed
 refuse "fit on a changed text" "has changed" "$lte" fit --from changed --out refused
 check "eval on a changed text that is named" "$lte" eval --run changed --data text:changed.txt
 "$lte" train --data text:my.txt --stepz 5 --out refused > out 2> err
-check "an unknown option is named, exit 2" test "$? $(grep -c stepz err)" = "2 1"
+check "an unknown option is named, exit 1" test "$? $(grep -c stepz err)" = "1 1"
 
 # ---- a full disk
 mkdir -p refused full

@@ -249,6 +249,7 @@ TEST(LteOneStage, WarmRoutersOpenTheShareThatSteeringStartsAt) {
                                            {"batch", "4"},
                                            {"group", "4"},
                                            {"start", "0.5"},
+                                           {"calibrate", "0"},
                                            {"lr", "0"},
                                            {"warm_tokens", "2048"}});
   const Outcome o =

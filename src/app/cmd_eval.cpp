@@ -37,32 +37,47 @@ void print_record(const Record& r) {
     fmt::print("prefill      {:.2f} us a token (MAD {:.2f})\n", r.prefill->median, r.prefill->mad);
 }
 
+// Makes `split` what is scored. "all" is the whole text, for one that the model was not trained on.
+void choose_split(Dataset& d, const std::string& split) {
+  if (split == "test") return;
+  d.test_floor.reset();
+  d.examples.clear(), d.task.clear();
+  if (split == "train") d.test = d.train;
+  if (split == "valid") d.test = d.valid;
+  if (split != "all") return;
+  LTE_CHECK(d.test.starts.empty(), d.name + ": has documents; choose --split train, valid or test");
+  std::vector<int32_t> tokens = d.train.tokens;
+  tokens.insert(tokens.end(), d.valid.tokens.begin(), d.valid.tokens.end());
+  tokens.insert(tokens.end(), d.test.tokens.begin(), d.test.tokens.end());
+  d.test.tokens = std::move(tokens);
+}
+
 }  // namespace
 
 int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
   const LoadedRun run = load_run(a.run);
-  const Dataset d =
+  Dataset data =
       load_dataset(a.data.empty() ? run.info.dataset : a.data, run.tokenizer.spec, data_paths(c));
   LTE_CHECK(
-      !a.data.empty() || d.sha256 == run.info.data_sha256,
+      !a.data.empty() || data.sha256 == run.info.data_sha256,
       fmt::format(
           "{}: has changed since {} was trained on it; name it with --data to use it all the same",
-          d.name, a.run));
-  Dataset data = d;
-  if (d.tokenizer.vocab != run.tokenizer.vocab) {
-    fail(fmt::format(
-        "{}: gives another vocabulary than {} was trained with; its perplexity would mean nothing",
-        d.name, a.run));
-  }
+          data.name, a.run));
+  retokenize(data, run.tokenizer);
+  choose_split(data, a.split);
   Experiment e;
-  e.base = {
-      .model = run.params.cfg.name, .dataset = d.name, .steps = 0, .batch = 0, .lr = 0, .seed = 0};
+  e.base = {.model = run.params.cfg.name,
+            .dataset = data.name,
+            .steps = 0,
+            .batch = 0,
+            .lr = 0,
+            .seed = 0};
   e.method = run.plan.method, e.knobs = run.plan.knobs, e.seed = run.info.seed,
   e.backend = a.backend;
   Record r = measure(run, data, e, a.windows, c.threads);
   if (a.repetitions > 0) {
     Timed timed{&run, &r};
-    time_group(run, {&timed, 1}, data, a.time_windows, a.repetitions, c.threads, {});
+    time_group(run, {&timed, 1}, data, a.time_windows, a.repetitions, a.backend, c.threads, {});
     r.decode_speedup = r.prefill_speedup = {};  // a ratio wants a dense run beside it
   }
   if (c.json) {

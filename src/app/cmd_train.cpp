@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "app/commands.h"
+#include "core/files.h"
 #include "core/hash.h"
 
 namespace lte {
@@ -36,10 +37,14 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
             fmt::format("{}: holds a finished run; choose another --out or remove it", a.out));
   ModelConfig cfg = parse_model(a.model);
   LTE_CHECK(
+      a.seq <= cfg.max_seq,
+      fmt::format("train: --seq {} is longer than the model's max_seq {}", a.seq, cfg.max_seq));
+  LTE_CHECK(
       cfg.vocab == 0,
       fmt::format("model {} is a shape for latency suites only; it is not trained here", a.model));
   LTE_CHECK(a.steps > 0 && a.batch > 0 && a.accum > 0,
             "train: --steps, --batch and --accum want positive numbers");
+  make_folder(a.out);
   const Dataset d = load_dataset(a.data, a.tokenizer, data_paths(c));
   cfg.vocab = static_cast<int>(d.tokenizer.vocab.size());
   const Plan plan = dense_plan(cfg);
@@ -56,7 +61,8 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
   ProgressLine line;
   const auto start = Clock::now();
   fmt::print(stderr, "{}: {} parameters; {} tokens of {}, {} a step\n", a.model,
-             count_params(params), d.train.tokens.size(), a.data, s.batch * s.seq * s.accum);
+             count_params(params), d.train.tokens.size(), a.data,
+             static_cast<int64_t>(s.batch) * s.seq * s.accum);
   train(be, params, plan, d.train, d.valid, s,
         run_hooks(a.out, "train", key, watcher(line, "train " + a.model, start)));
   line.close();
@@ -71,7 +77,7 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
       .train_tokens = tokens,
       .calibration_tokens = 0,
       .train_flops = static_cast<double>(tokens) * train_flops(cfg, plan, s.seq, false),
-      .train_seconds = std::chrono::duration<double>(Clock::now() - start).count(),
+      .train_seconds = logged_seconds(a.out),
       .histograms = {}};
   save_run(a.out, params, plan, d.tokenizer, info);
   clear_checkpoints(a.out);
@@ -91,15 +97,14 @@ int cmd_fit(const CommonArgs& c, const FitArgs& a) {
   }
   resolve_knobs(a.method, all_knobs(find_method(a.method)), knobs);  // fail before loading anything
   const LoadedRun base = load_run(a.from);
-  const Dataset d =
+  Dataset d =
       load_dataset(a.data.empty() ? base.info.dataset : a.data, base.tokenizer.spec, data_paths(c));
   LTE_CHECK(
       !a.data.empty() || d.sha256 == base.info.data_sha256,
       fmt::format(
           "{}: has changed since {} was trained on it; name it with --data to use it all the same",
           d.name, a.from));
-  LTE_CHECK(d.tokenizer.vocab == base.tokenizer.vocab,
-            fmt::format("{}: gives another vocabulary than {} was trained with", d.name, a.from));
+  retokenize(d, base.tokenizer);
   Backend be = open_backend("cpu", c.threads);
   ProgressLine line;
   const auto start = Clock::now();

@@ -33,7 +33,7 @@ struct FitArgs {
   uint64_t seed = 0;
 };
 struct EvalArgs {
-  std::string run, data, backend = "cpu";
+  std::string run, data, backend = "cpu", split = "test";
   int64_t windows = 0, time_windows = 4;
   int repetitions = 0;
 };

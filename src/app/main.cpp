@@ -39,16 +39,33 @@ void add_train(CLI::App& app, Args& a, int& code) {
       ->capture_default_str();
   c->add_option("--data", t.data, "dataset, see `lte data`")->capture_default_str();
   c->add_option("--tokenizer", t.tokenizer, "bytes, chars or bpe:N; the dataset's own if left out");
-  c->add_option("--steps", t.steps, "AdamW steps")->capture_default_str();
-  c->add_option("--batch", t.batch, "sequences in a micro-batch")->capture_default_str();
-  c->add_option("--accum", t.accum, "micro-batches in a step")->capture_default_str();
-  c->add_option("--seq", t.seq, "tokens of a sequence; 0: the dataset's own")
+  c->add_option("--steps", t.steps, "AdamW steps")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  c->add_option("--lr", t.lr, "peak learning rate")->capture_default_str();
-  c->add_option("--decay", t.decay, "weight decay")->capture_default_str();
-  c->add_option("--clip", t.clip, "global gradient norm; 0: no clipping")->capture_default_str();
-  c->add_option("--warmup", t.warmup, "share of the steps that warms up")->capture_default_str();
-  c->add_option("--seed", t.seed, "seed of weights and batches")->capture_default_str();
+  c->add_option("--batch", t.batch, "sequences in a micro-batch")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--accum", t.accum, "micro-batches in a step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  c->add_option("--seq", t.seq, "tokens of a sequence; 0: the dataset's own")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--lr", t.lr, "peak learning rate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--decay", t.decay, "weight decay")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--clip", t.clip, "global gradient norm; 0: no clipping")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--warmup", t.warmup, "share of the steps that warms up")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  c->add_option("--seed", t.seed, "seed of weights and batches")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   c->add_option("--out", t.out, "run folder to write; a stopped run in it is taken up again")
       ->required();
   c->callback([&] { code = cmd_train(a.common, a.train); });
@@ -60,6 +77,7 @@ void add_fit(CLI::App& app, Args& a, int& code) {
   c->add_option("--from", a.fit.from, "run folder of the base model")->required();
   c->add_option("--set", a.fit.set, "knob=value; may be repeated; `lte info` lists the knobs");
   c->add_option("--seed", a.fit.seed, "seed of clustering, routers and batches")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_option("--data", a.fit.data, "another dataset than the base's");
   c->add_option("--out", a.fit.out, "run folder to write; a stopped run in it is taken up again")
@@ -73,11 +91,17 @@ void add_eval(CLI::App& app, Args& a, int& code) {
   c->add_option("--run", a.eval.run, "run folder")->required();
   c->add_option("--data", a.eval.data, "another dataset, with the same vocabulary");
   c->add_option("--backend", a.eval.backend, "backend[+variant]")->capture_default_str();
+  c->add_option("--split", a.eval.split, "what is scored: test, valid, train, or all of the text")
+      ->check(CLI::IsMember({"test", "valid", "train", "all"}))
+      ->capture_default_str();
   c->add_option("--windows", a.eval.windows, "test windows to score; 0: all")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_option("--repetitions", a.eval.repetitions, "timed repetitions; 0: no timing")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_option("--time-windows", a.eval.time_windows, "test windows that timing walks over")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->callback([&] { code = cmd_eval(a.common, a.eval); });
 }
@@ -92,7 +116,9 @@ void add_generate(CLI::App& app, Args& a, int& code) {
   c->add_option("--top-k", g.top_k, "sample from the k likeliest; 0: all")->capture_default_str();
   c->add_option("--top-p", g.top_p, "sample from the smallest set of this probability")
       ->capture_default_str();
-  c->add_option("--seed", g.seed, "seed of the samples")->capture_default_str();
+  c->add_option("--seed", g.seed, "seed of the samples")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   c->add_flag("--to-newline", g.to_newline, "stop at the end of the line");
   c->callback([&] { code = cmd_generate(a.common, a.generate); });
 }
@@ -126,6 +152,13 @@ void add_results(CLI::App& app, Args& a, int& code) {
       ->callback([&] { code = cmd_info(a.common); });
 }
 
+bool known_command(CLI::App& app, const std::string& name) {
+  for (const CLI::App* c : app.get_subcommands({})) {
+    if (c->check_name(name)) return true;
+  }
+  return false;
+}
+
 int run(int argc, char** argv) {
   CLI::App app{
       "lte: Learn To be Efficient, and what it is compared with, on one from-scratch transformer.\n"
@@ -147,10 +180,22 @@ int run(int argc, char** argv) {
   app.add_option("--cache", a.common.cache, "where downloaded datasets lie")->capture_default_str();
   add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
   add_generate(app, a, code), add_results(app, a, code);
+  for (CLI::App* c : app.get_subcommands({})) {
+    c->footer(
+        "Options of every command: --threads N, --json, --manifest FILE, --cache DIR (see lte "
+        "--help)");
+  }
   try {
+    if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {
+      fail(
+          fmt::format("unknown command '{}'; known: data, train, fit, eval, generate, run, report, "
+                      "claims, info",
+                      argv[1]));
+    }
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help
+    fail(e.what());
   }
   if (std::fflush(stdout) != 0) fail("standard output cannot be written");
   return code;

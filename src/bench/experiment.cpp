@@ -8,15 +8,16 @@
 namespace lte {
 namespace {
 
-std::string escape(std::string_view part) {
+constexpr std::string_view kMarks = "%/,=:";
+
+// Writes the marks among `which` as %XX.
+std::string escape(std::string_view part, std::string_view which = "%/") {
   std::string out;
   for (char c : part) {
-    if (c == '/') {
-      out += "%2F";
-    } else if (c == '%') {
-      out += "%25";
-    } else {
+    if (which.find(c) == which.npos) {
       out += c;
+    } else {
+      out += fmt::format("%{:02X}", static_cast<unsigned char>(c));
     }
   }
   return out;
@@ -25,10 +26,11 @@ std::string escape(std::string_view part) {
 std::string unescape(std::string_view part) {
   std::string out;
   for (size_t i = 0; i < part.size(); ++i) {
-    if (part.substr(i, 3) == "%2F") {
-      out += '/', i += 2;
-    } else if (part.substr(i, 3) == "%25") {
-      out += '%', i += 2;
+    unsigned value = 0;
+    const char* digits = part.data() + i + 1;
+    if (part[i] == '%' && i + 2 < part.size() &&
+        std::from_chars(digits, digits + 2, value, 16).ptr == digits + 2) {
+      out += static_cast<char>(value), i += 2;
     } else {
       out += part[i];
     }
@@ -91,7 +93,7 @@ std::string name_of(const Experiment& e) {
   std::string method = escape(e.method);
   char mark = ':';
   for (const auto& [key, value] : e.knobs) {
-    method += fmt::format("{}{}={}", mark, escape(key), escape(value));
+    method += fmt::format("{}{}={}", mark, escape(key, kMarks), escape(value, kMarks));
     mark = ',';
   }
   return fmt::format("{}/{}/{}/base:steps={},batch={},lr={},seed={}/{}/{}/{}/seed{}",
@@ -116,6 +118,9 @@ Experiment parse_name(std::string_view name) {
   e.backend = unescape(parts[5]);
   e.shape = parse_shape(parts[6]);
   e.seed = number<uint64_t>(parts[7].substr(4), "seed");
+  LTE_CHECK(name_of(e) == name,
+            fmt::format("experiment name '{}' is not complete and in order; it would be '{}'", name,
+                        name_of(e)));
   return e;
 }
 

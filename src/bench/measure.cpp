@@ -106,8 +106,9 @@ Record measure(const LoadedRun& run, const Dataset& data, Experiment e, int64_t 
 }
 
 void time_group(const LoadedRun& dense, std::span<Timed> group, const Dataset& data, int64_t limit,
-                int repetitions, int threads, const std::function<void(int)>& round) {
-  Backend be = open_backend("cpu", threads);
+                int repetitions, const std::string& backend, int threads,
+                const std::function<void(int)>& round) {
+  Backend be = open_backend(backend, threads);
   const int seq = std::min(dense.info.seq, dense.params.cfg.max_seq);
   const Shape shape{.b = 1, .p = seq / 2, .d = seq - seq / 2};
   const std::vector<Window> windows = test_windows(data.test, seq, limit);

@@ -23,7 +23,8 @@ struct Timed {
 // token. The untimed and the timed runs' digests must agree. `dense` is the base: its time is the
 // ratios' numerator. `round` is told after every repetition.
 void time_group(const LoadedRun& dense, std::span<Timed>, const Dataset&, int64_t windows,
-                int repetitions, int threads, const std::function<void(int)>& round);
+                int repetitions, const std::string& backend, int threads,
+                const std::function<void(int)>& round);
 
 // Where this program runs and how it was built: cpu, cores, threads, compiler, flags, revision,
 // date.

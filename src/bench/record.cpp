@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -17,7 +18,13 @@ using Json = nlohmann::ordered_json;
 Json cost_json(const Cost& c) {
   return {{"flops_paper", c.flops_paper}, {"flops_full", c.flops_full}, {"bytes", c.bytes}};
 }
-Cost cost_from(const Json& j) { return {j.at("flops_paper"), j.at("flops_full"), j.at("bytes")}; }
+// JSON has no NaN and no infinity: they are written as null, and read back as NaN.
+double number(const Json& j) {
+  return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>();
+}
+Cost cost_from(const Json& j) {
+  return {number(j.at("flops_paper")), number(j.at("flops_full")), number(j.at("bytes"))};
+}
 
 Json timing_json(const std::optional<Timing>& t) {
   if (!t) return nullptr;
@@ -83,14 +90,19 @@ Json training_json(const Record& r) {
 
 void quality_from(const Json& j, Record& r) {
   Outcome& o = r.quality;
-  o.loss = j.at("loss"), o.scored = j.at("scored_tokens"), o.tokens = j.at("computed_tokens");
-  r.token_ppl = j.at("token_ppl"), r.byte_ppl = j.at("byte_ppl"), r.word_ppl = j.at("word_ppl");
+  o.loss = number(j.at("loss")), o.scored = j.at("scored_tokens"),
+  o.tokens = j.at("computed_tokens");
+  r.token_ppl = number(j.at("token_ppl")), r.byte_ppl = number(j.at("byte_ppl")),
+  r.word_ppl = number(j.at("word_ppl"));
   r.window = j.at("window"), r.stride = j.at("stride"), r.text_sha256 = j.at("text_sha256");
   r.excess = optional_from(j.at("excess_over_source")),
   r.rouge_l = optional_from(j.at("rouge_l_coco"));
   r.slot_error = optional_from(j.at("slot_error"));
-  r.reference_loss = j.at("reference_loss"), r.checked_loss = j.at("checked_loss");
-  o.digest = std::stoull(j.at("digest").get<std::string>(), nullptr, 16);
+  r.reference_loss = number(j.at("reference_loss")), r.checked_loss = number(j.at("checked_loss"));
+  const auto hex = j.at("digest").get<std::string>();
+  const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), o.digest, 16);
+  LTE_CHECK(error == std::errc() && end == hex.data() + hex.size(),
+            fmt::format("record: digest '{}' is not a hexadecimal number", hex));
 }
 
 void active_from(const Json& j, Outcome& o) {
@@ -98,8 +110,7 @@ void active_from(const Json& j, Outcome& o) {
   o.context = j.at("context");
   o.active_layer = j.at("layers").get<std::vector<double>>();
   for (size_t i = 0; i < kUnions.size(); ++i) {
-    const Json& u = j.at("union").at(std::to_string(kUnions[i]));
-    o.active_union[i] = u.is_null() ? std::numeric_limits<double>::quiet_NaN() : u.get<double>();
+    o.active_union[i] = number(j.at("union").at(std::to_string(kUnions[i])));
   }
 }
 
@@ -155,15 +166,15 @@ std::vector<Record> read_records(const std::string& path) {
   std::vector<Record> records;
   if (!std::filesystem::exists(path)) return records;
   const std::string text = read_file(path);
-  int number = 0;
+  int line_number = 0;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    ++number;
+    ++line_number;
     if (end > at) {
       try {
         records.push_back(record_from_json(std::string_view(text).substr(at, end - at)));
       } catch (const Error& e) {
-        fail(fmt::format("{}:{}: {}", path, number, e.what()));
+        fail(fmt::format("{}:{}: {}; remove that line", path, line_number, e.what()));
       }
     }
     at = end + 1;

@@ -118,6 +118,22 @@ std::string stage_path(const std::string& folder, const std::string& stage) {
   return fmt::format("{}/stage-{}.safetensors", folder, stage);
 }
 
+// Drops the lines of steps that are about to be done again: all of the stage beyond `step`.
+void cut_log(const std::string& path, const std::string& stage, int64_t step) {
+  if (!fs::is_regular_file(path)) return;
+  const std::string text = read_file(path);
+  std::string kept;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const Json line = Json::parse(text.substr(at, end - at), nullptr, false);
+    const bool whole = line.is_object() && line.contains("stage") && line.contains("step");
+    if (whole && (line["stage"] != stage || line["step"] <= step))
+      kept += text.substr(at, end - at) + "\n";
+    at = end + 1;
+  }
+  if (kept != text) write_file(path, kept);
+}
+
 bool restore_stage(const std::string& path, const std::string& key, const TrainState& s) {
   if (!fs::exists(path)) return false;
   const TensorFile file = load_safetensors(path);
@@ -130,8 +146,11 @@ bool restore_stage(const std::string& path, const std::string& key, const TrainS
     std::memcpy(to.flat().data, from.data, from.bytes());
   };
   take("params", s.params), take("m", s.m), take("v", s.v);
-  s.step = std::stoll(file.metadata.at("step"));
-  s.eta = std::strtod(file.metadata.at("eta").c_str(), nullptr);
+  const auto step = file.metadata.find("step"), eta = file.metadata.find("eta");
+  LTE_CHECK(step != file.metadata.end() && eta != file.metadata.end(),
+            fmt::format("{}: holds no step; remove it to start this stage again", path));
+  s.step = std::strtoll(step->second.c_str(), nullptr, 10);
+  s.eta = std::strtod(eta->second.c_str(), nullptr);
   return true;
 }
 
@@ -157,9 +176,13 @@ void save_run(const std::string& folder, const Params& p, const Plan& plan,
   make_folder(folder);
   save_safetensors(folder + "/model.safetensors", named(p));
   write_file(folder + "/tokenizer.json", to_json(tokenizer));
-  const Json j = {{"format", kFormat},       {"model", p.cfg.name},
-                  {"vocab", p.cfg.vocab},    {"weights_sha256", weights_sha256(p)},
-                  {"plan", plan_json(plan)}, {"run", info_json(info)}};
+  const Json j = {{"format", kFormat},
+                  {"model", p.cfg.name},
+                  {"vocab", p.cfg.vocab},
+                  {"tokenizer_sha256", sha256_hex(to_json(tokenizer))},
+                  {"weights_sha256", weights_sha256(p)},
+                  {"plan", plan_json(plan)},
+                  {"run", info_json(info)}};
   write_file(folder + "/run.json",
              j.dump(1) + "\n");  // last: its presence says that the run is complete
 }
@@ -180,6 +203,9 @@ LoadedRun load_run(const std::string& folder) {
                   .plan = plan,
                   .tokenizer = tokenizer_from_json(read_file(folder + "/tokenizer.json")),
                   .info = info_from(j.at("run"))};
+    LTE_CHECK(sha256_hex(to_json(run.tokenizer)) == j.at("tokenizer_sha256") &&
+                  static_cast<int>(run.tokenizer.vocab.size()) == cfg.vocab,
+              fmt::format("{}/tokenizer.json: is not the tokenizer that run.json names", folder));
     const std::string weights = folder + "/model.safetensors";
     copy_named(run.params, load_safetensors(weights), weights);
     LTE_CHECK(weights_sha256(run.params) == j.at("weights_sha256"),
@@ -196,19 +222,38 @@ TrainHooks run_hooks(const std::string& folder, const std::string& stage, const 
   const std::string path = stage_path(folder, stage), log = folder + "/log.jsonl";
   TrainHooks hooks;
   hooks.save_seconds = save_seconds;
-  hooks.restore = [=](const TrainState& s) { return restore_stage(path, key, s); };
+  hooks.restore = [=](const TrainState& s) {
+    const bool found = restore_stage(path, key, s);
+    cut_log(log, stage, s.step);
+    return found;
+  };
   hooks.save = [=](const TrainState& s) { save_stage(path, key, s); };
   hooks.log = [=](const StepLog& l) {
     append_line(
-        log, fmt::format(
-                 "{{\"stage\":\"{}\",\"step\":{},\"loss\":{:.6g},\"efficiency\":{:.6g},"
-                 "\"separability\":{:.6g},\"active\":{:.6g},\"crossings\":{:.6g},\"eta\":{:.6g},"
-                 "\"lambda\":{:.6g},\"lr\":{:.6g},\"grad_norm\":{:.6g},\"tokens_per_s\":{:.6g}}}",
-                 stage, l.step, l.loss, l.efficiency, l.separability, l.active, l.crossings, l.eta,
-                 l.lambda, l.lr, l.grad_norm, l.tokens_per_s));
+        log,
+        fmt::format("{{\"stage\":\"{}\",\"step\":{},\"loss\":{:.6g},\"efficiency\":{:.6g},"
+                    "\"separability\":{:.6g},\"active\":{:.6g},\"crossings\":{:.6g},\"eta\":{:.6g},"
+                    "\"lambda\":{:.6g},\"lr\":{:.6g},\"grad_norm\":{:.6g},\"tokens_per_s\":{:.6g},"
+                    "\"seconds\":{:.6g}}}",
+                    stage, l.step, l.loss, l.efficiency, l.separability, l.active, l.crossings,
+                    l.eta, l.lambda, l.lr, l.grad_norm, l.tokens_per_s, l.seconds));
     if (watch) watch(l);
   };
   return hooks;
+}
+
+double logged_seconds(const std::string& folder) {
+  const std::string path = folder + "/log.jsonl";
+  if (!fs::exists(path)) return 0;
+  const std::string text = read_file(path);
+  double sum = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const Json line = Json::parse(text.substr(at, end - at), nullptr, false);
+    if (line.is_object() && line.contains("seconds")) sum += line["seconds"].get<double>();
+    at = end + 1;
+  }
+  return sum;
 }
 
 void clear_checkpoints(const std::string& folder) {

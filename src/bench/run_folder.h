@@ -38,6 +38,8 @@ bool is_run(const std::string& folder);
 // `watch` sees every step too; `save_seconds` is how often a checkpoint is written.
 TrainHooks run_hooks(const std::string& folder, const std::string& stage, const std::string& key,
                      std::function<void(const StepLog&)> watch, double save_seconds = 20);
+// Seconds of all steps in log.jsonl, over all sessions of a run.
+double logged_seconds(const std::string& folder);
 // Removes the checkpoints of finished stages.
 void clear_checkpoints(const std::string& folder);
 

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <set>
@@ -49,7 +50,8 @@ struct Runner {
   }
   void begin(const std::string& what) {
     ++now.stage;
-    now.what = what, now.step = now.steps = 0, now.cached = now.finished = false;
+    now.what = what, now.step = now.steps = 0, now.loss = now.tokens_per_s = 0,
+    now.cached = now.finished = false;
     report(0, 0);
   }
   void end(double work, bool cached) {
@@ -67,27 +69,35 @@ struct Runner {
     };
   }
 
-  std::string base_folder(const BaseSpec& b) {
+  std::string base_key(const BaseSpec& b) {
     const Dataset& d = dataset(b.dataset);
-    return fmt::format(
-        "{}/base-{}", spec.work,
-        short_hash(fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, b.model, d.sha256,
-                               d.tokenizer.spec, b.steps, b.batch, b.lr, b.seed)));
+    return fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, b.model, d.sha256,
+                       d.tokenizer.spec, b.steps, b.batch, b.lr, b.seed);
+  }
+  std::string base_folder(const BaseSpec& b) {
+    return fmt::format("{}/base-{}", spec.work, short_hash(base_key(b)));
   }
   std::string fit_folder(const Experiment& e) {
-    const Knobs all = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
-    std::string text = base_folder(e.base) + e.method + fmt::format(" {}", e.seed);
-    for (const auto& [key, value] : all) text += fmt::format(" {}={}", key, value);
+    std::string text = base_key(e.base) + e.method + fmt::format(" {}", e.seed);
+    for (const auto& [key, value] : knobs_of(e)) text += fmt::format(" {}={}", key, value);
     return fmt::format("{}/{}-{}", spec.work, e.method, short_hash(text));
   }
-  // A record belongs to its fit, and to how it was scored.
+  // A record belongs to its fit, to its name, and to how it was scored and timed.
   std::string record_path(const Experiment& e) {
+    const SuiteSpec& s = spec.suite;
     return fmt::format(
         "{}/record-{}.json", fit_folder(e),
-        short_hash(fmt::format("{} {} {} {} {} {}", e.suite, e.protocol, e.trials, e.backend,
-                               spec.suite.score_windows, kTrainerRevision)));
+        short_hash(fmt::format("{} {} {} {} {} {} {}", name_of(e), e.protocol, e.trials,
+                               s.score_windows, s.time_windows, s.repetitions, kTrainerRevision)));
   }
 
+  static Knobs knobs_of(const Experiment& e) {
+    return resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
+  }
+  static int64_t fit_steps(const Experiment& e) {
+    const Knobs k = knobs_of(e);
+    return k.contains("steps") ? get_whole(k, "steps", 0, 1'000'000'000) : 0;
+  }
   double base_work(const BaseSpec& b) {
     ModelConfig c = parse_model(b.model);
     const Dataset& d = dataset(b.dataset);
@@ -97,85 +107,93 @@ struct Runner {
            train_flops(c, dense_plan(c), t.seq, false);
   }
   double fit_work(const Experiment& e) {
-    const Knobs k = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
     BaseSpec b = e.base;
-    b.steps = k.contains("steps") ? std::stoll(k.at("steps")) : 0;
-    b.batch = static_cast<int>(std::stoll(k.at("batch")));
+    b.steps = fit_steps(e), b.batch = static_cast<int>(get_whole(knobs_of(e), "batch", 1, 65536));
     return base_work(b) + kSmallWork;
   }
-  int64_t fit_steps(const Experiment& e) {
-    const Knobs k = resolve_knobs(e.method, all_knobs(find_method(e.method)), e.knobs);
-    return k.contains("steps") ? std::stoll(k.at("steps")) : 0;
-  }
 
-  LoadedRun base(const BaseSpec& b) {
-    return train_base(be, b, dataset(b.dataset), base_folder(b), {});
-  }
-
-  void run_base(const BaseSpec& b) {
+  LoadedRun run_base(const BaseSpec& b) {
     const std::string folder = base_folder(b);
     const double work = base_work(b);
     const bool cached = is_run(folder);
     begin(fmt::format("train {} on {}, seed {}", b.model, b.dataset, b.seed));
-    train_base(be, b, dataset(b.dataset), folder, watch(work, 0, b.steps));
+    LoadedRun run = train_base(be, b, dataset(b.dataset), folder, watch(work, 0, b.steps));
     end(work, cached);
+    return run;
+  }
+
+  // Fits and measures one experiment. What goes wrong is a record of its own, and the suite goes
+  // on.
+  Record fit_and_measure(const Experiment& e, const LoadedRun& base_run, double work) {
+    try {
+      const int64_t steps = fit_steps(e);
+      std::string stage;
+      int64_t before = 0, last = 0;
+      const auto see = [&](const std::string& name, const StepLog& l) {
+        if (name != stage) before += last, stage = name;
+        last = l.steps;
+        watch(work, before, steps)(l);
+      };
+      const LoadedRun run = fit_method(be, base_run, dataset(e.base.dataset), e.method, e.knobs,
+                                       e.seed, fit_folder(e), see);
+      return measure(run, dataset(e.base.dataset), e, spec.suite.score_windows, spec.threads);
+    } catch (const Error& error) {
+      Record r;
+      r.what = e, r.status = "failed", r.why = error.what();
+      r.what.shape = {.b = 8, .p = base_run.info.seq, .d = 0};
+      r.name = name_of(r.what);
+      r.quality.loss = std::numeric_limits<double>::quiet_NaN();
+      r.machine = describe_machine(spec.threads);
+      return r;
+    }
   }
 
   void run_fit(const Experiment& e, const LoadedRun& base_run) {
-    const std::string folder = fit_folder(e), path = record_path(e);
+    const std::string path = record_path(e);
     const double work = fit_work(e);
-    const bool cached = is_run(folder) && fs::exists(path);
+    const bool cached = fs::exists(path);
     std::string knobs;
     for (const auto& [key, value] : e.knobs) knobs += fmt::format(" {}={}", key, value);
     begin(fmt::format("{}{} on {}, seed {}", e.method, knobs, e.base.dataset, e.seed));
     if (!cached) {
-      const int64_t steps = fit_steps(e);
-      std::string stage;
-      int64_t before = 0, last = 0;
-      const LoadedRun run =
-          fit_method(be, base_run, dataset(e.base.dataset), e.method, e.knobs, e.seed, folder,
-                     [&](const std::string& name, const StepLog& l) {
-                       if (name != stage) before += last, stage = name;
-                       last = l.steps;
-                       watch(work, before, steps)(l);
-                     });
-      const Record r =
-          measure(run, dataset(e.base.dataset), e, spec.suite.score_windows, spec.threads);
+      const Record r = fit_and_measure(e, base_run, work);
+      make_folder(fit_folder(e));
       write_file(path, to_json(r) + "\n");
     }
     end(work, cached);
   }
 
-  // Times the experiments of one base together.
-  void run_timing(const std::vector<const Experiment*>& group) {
+  // Times the experiments of one base together, and adds their records to the results.
+  void run_timing(const std::vector<const Experiment*>& group, const LoadedRun& dense) {
     const BaseSpec& b = group[0]->base;
     begin(fmt::format("time {} methods, {} on {}", group.size(), b.model, b.dataset));
     std::vector<Record> records;
     bool cached = true;
     for (const Experiment* e : group) {
       records.push_back(read_records(record_path(*e)).at(0));
-      cached &= records.back().decode.has_value();
+      cached &= records.back().decode.has_value() || records.back().status != "ok";
     }
     if (!cached) {
-      const LoadedRun dense = base(b);
       std::vector<std::unique_ptr<LoadedRun>> runs;
       std::vector<Timed> timed;
       for (size_t i = 0; i < group.size(); ++i) {
+        if (records[i].status != "ok") continue;
         runs.push_back(std::make_unique<LoadedRun>(load_run(fit_folder(*group[i]))));
         timed.push_back({runs.back().get(), &records[i]});
       }
       now.steps = spec.suite.repetitions;
       time_group(dense, timed, dataset(b.dataset), spec.suite.time_windows, spec.suite.repetitions,
-                 spec.threads, [&](int round) { now.step = round, report(0, 0); });
+                 "cpu", spec.threads, [&](int round) { now.step = round, report(0, 0); });
       for (size_t i = 0; i < group.size(); ++i)
         write_file(record_path(*group[i]), to_json(records[i]) + "\n");
     }
     end(kSmallWork, cached);
+    append_records(records);
     for (Record& r : records) summary.records.push_back(std::move(r));
   }
 
   // Appends what the results do not hold yet, by name, digest, revision and machine.
-  void append_records() {
+  void append_records(const std::vector<Record>& records) {
     const std::string path = spec.results + "/records.jsonl";
     make_folder(spec.results);
     std::set<std::string> known;
@@ -184,7 +202,7 @@ struct Runner {
                          r.machine.at("revision"), r.machine.at("cpu"));
     };
     for (const Record& r : read_records(path)) known.insert(key(r));
-    for (const Record& r : summary.records) {
+    for (const Record& r : records) {
       if (known.insert(key(r)).second) append_line(path, to_json(r));
     }
   }
@@ -202,16 +220,14 @@ struct Runner {
     for (const Experiment& e : mine) work_total += fit_work(e);
     now.stages = static_cast<int>(2 * bases.size() + mine.size());
     for (const BaseSpec& b : bases) {
-      run_base(b);
-      const LoadedRun base_run = base(b);
+      const LoadedRun base_run = run_base(b);
       std::vector<const Experiment*> group;
       for (const Experiment& e : mine) {
         if (e.base == b) run_fit(e, base_run), group.push_back(&e);
       }
-      run_timing(group);
+      run_timing(group, base_run);
     }
     for (const Record& r : summary.records) summary.failed += r.status != "ok";
-    append_records();
     summary.seconds = elapsed();
   }
 };

@@ -1,18 +1,11 @@
 // Training and fitting into run folders.
 #include <fmt/format.h>
 
-#include <chrono>
-
 #include "bench/runner.h"
 #include "core/hash.h"
 
 namespace lte {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) {
-  return std::chrono::duration<double>(Clock::now() - t).count();
-}
 
 std::string knobs_text(const Knobs& knobs) {
   std::string text;
@@ -43,7 +36,6 @@ LoadedRun train_base(Backend& be, const BaseSpec& spec, const Dataset& data,
   const std::string key =
       sha256_hex(fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, spec.model, data.sha256,
                              data.tokenizer.spec, spec.steps, spec.batch, spec.lr, spec.seed));
-  const auto start = Clock::now();
   train(be, run.params, run.plan, data.train, data.valid, train_spec,
         run_hooks(folder, "base", key, watch));
   const int64_t tokens = spec.steps * spec.batch * train_spec.seq;
@@ -57,7 +49,7 @@ LoadedRun train_base(Backend& be, const BaseSpec& spec, const Dataset& data,
               .calibration_tokens = 0,
               .train_flops =
                   static_cast<double>(tokens) * train_flops(cfg, run.plan, train_spec.seq, false),
-              .train_seconds = seconds_since(start),
+              .train_seconds = logged_seconds(folder),
               .histograms = {}};
   save_run(folder, run.params, run.plan, run.tokenizer, run.info);
   clear_checkpoints(folder);
@@ -87,7 +79,6 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
       if (watch) watch(stage, l);
     });
   };
-  const auto start = Clock::now();
   Fitted f = fit(in, method, all);
   LoadedRun run{.params = std::move(f.params),
                 .plan = std::move(f.plan),
@@ -102,7 +93,7 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
               .train_tokens = f.train_tokens,
               .calibration_tokens = f.calibration_tokens,
               .train_flops = f.train_flops,
-              .train_seconds = seconds_since(start),
+              .train_seconds = logged_seconds(folder),
               .histograms = std::move(f.histograms)};
   save_run(folder, run.params, run.plan, run.tokenizer, run.info);
   clear_checkpoints(folder);

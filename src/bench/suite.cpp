@@ -40,6 +40,32 @@ struct Reader {
   }
 };
 
+int64_t whole(const Reader& r, const toml::table& t, const char* key,
+              std::optional<int64_t> otherwise, int64_t low, int64_t high) {
+  const auto value = r.get<int64_t>(t, key, otherwise);
+  const toml::node* n = t.get(key);
+  LTE_CHECK(value >= low && value <= high && (!n || n->is_integer()),
+            fmt::format("{}:{}: '{}' wants a whole number from {} to {}", r.path,
+                        (n ? n->source() : t.source()).begin.line, key, low, high));
+  return value;
+}
+constexpr int64_t kMost = 1'000'000'000;
+
+// The table or the list under `key`; null where the key is absent, an error where it is something
+// else or empty.
+const toml::table* table_at(const Reader& r, const toml::table& t, const char* key) {
+  const toml::node* n = t.get(key);
+  LTE_CHECK(!n || n->is_table(), fmt::format("{}:{}: '{}' wants a table, {{ knob = value }}",
+                                             r.path, n->source().begin.line, key));
+  return n ? n->as_table() : nullptr;
+}
+const toml::array& list_of(const Reader& r, const toml::node& n, const std::string& key) {
+  const toml::array* list = n.as_array();
+  LTE_CHECK(list && !list->empty(),
+            fmt::format("{}:{}: '{}' wants a list of values", r.path, n.source().begin.line, key));
+  return *list;
+}
+
 struct Base {
   BaseSpec spec;
   bool own_seed = false;  // the base takes the experiment's seed
@@ -48,31 +74,29 @@ struct Base {
 Base read_base(const Reader& r, const toml::table& t) {
   r.known_keys(t, "[[base]]",
                {"id", "model", "dataset", "steps", "batch", "lr", "seed", "own_seed"});
-  return {.spec = {.model = r.get<std::string>(t, "model"),
-                   .dataset = r.get<std::string>(t, "dataset"),
-                   .steps = r.get<int64_t>(t, "steps"),
-                   .batch = static_cast<int>(r.get<int64_t>(t, "batch", 32)),
-                   .lr = r.get<double>(t, "lr", 3e-3),
-                   .seed = static_cast<uint64_t>(r.get<int64_t>(t, "seed", 0))},
-          .own_seed = r.get<bool>(t, "own_seed", false)};
+  BaseSpec b{.model = r.get<std::string>(t, "model"), .dataset = r.get<std::string>(t, "dataset")};
+  b.steps = whole(r, t, "steps", {}, 1, kMost);
+  b.batch = static_cast<int>(whole(r, t, "batch", 32, 1, 65536));
+  b.lr = r.get<double>(t, "lr", 3e-3);
+  b.seed = static_cast<uint64_t>(whole(r, t, "seed", 0, 0, kMost));
+  LTE_CHECK(b.lr > 0,
+            fmt::format("{}:{}: 'lr' wants a positive number", r.path, t.source().begin.line));
+  return {.spec = b, .own_seed = r.get<bool>(t, "own_seed", false)};
 }
 
 // Every combination of the sweep's values, laid over the fixed knobs.
 std::vector<Knobs> combinations(const Reader& r, const toml::table& t) {
   std::vector<Knobs> all(1);
-  if (const toml::table* fixed = t["knobs"].as_table()) {
+  if (const toml::table* fixed = table_at(r, t, "knobs")) {
     for (const auto& [key, value] : *fixed)
       all[0][std::string(key.str())] = r.text(value, std::string(key.str()));
   }
-  const toml::table* sweep = t["sweep"].as_table();
+  const toml::table* sweep = table_at(r, t, "sweep");
   if (!sweep) return all;
   for (const auto& [key, values] : *sweep) {
-    const toml::array* list = values.as_array();
-    LTE_CHECK(list, fmt::format("{}:{}: sweep.{} wants a list", r.path, values.source().begin.line,
-                                key.str()));
     std::vector<Knobs> next;
     for (const Knobs& k : all) {
-      for (const toml::node& v : *list) {
+      for (const toml::node& v : list_of(r, values, "sweep." + std::string(key.str()))) {
         next.push_back(k);
         next.back()[std::string(key.str())] = r.text(v, std::string(key.str()));
       }
@@ -90,8 +114,13 @@ void read_experiment(const Reader& r, const toml::table& t,
   LTE_CHECK(bases.contains(id),
             fmt::format("{}:{}: no [[base]] has the id '{}'", r.path, t.source().begin.line, id));
   std::vector<int64_t> seeds;
-  if (const toml::array* list = t["seeds"].as_array()) {
-    for (const toml::node& n : *list) seeds.push_back(n.value<int64_t>().value_or(0));
+  if (const toml::node* n = t.get("seeds")) {
+    for (const toml::node& seed : list_of(r, *n, "seeds")) {
+      LTE_CHECK(
+          seed.is_integer() && *seed.value<int64_t>() >= 0,
+          fmt::format("{}:{}: 'seeds' wants whole numbers", r.path, seed.source().begin.line));
+      seeds.push_back(*seed.value<int64_t>());
+    }
   } else {
     seeds.push_back(0);
   }
@@ -104,7 +133,7 @@ void read_experiment(const Reader& r, const toml::table& t,
       Experiment e;
       e.suite = suite.name, e.base = bases.at(id).spec, e.method = r.get<std::string>(t, "method");
       e.knobs = knobs, e.seed = static_cast<uint64_t>(seed), e.protocol = protocol;
-      e.trials = static_cast<int>(r.get<int64_t>(t, "trials", 1));
+      e.trials = static_cast<int>(whole(r, t, "trials", 1, 1, kMost));
       if (bases.at(id).own_seed) e.base.seed = e.seed;
       suite.experiments.push_back(std::move(e));
     }
@@ -137,12 +166,16 @@ SuiteSpec load_suite(const std::string& path) {
       {"suite", "about", "score_windows", "time_windows", "repetitions", "base", "experiment"});
   SuiteSpec s;
   s.name = r.get<std::string>(root, "suite"), s.about = r.get<std::string>(root, "about", "");
-  s.score_windows = r.get<int64_t>(root, "score_windows", 0);
-  s.time_windows = r.get<int64_t>(root, "time_windows", 4);
-  s.repetitions = static_cast<int>(r.get<int64_t>(root, "repetitions", 9));
+  s.score_windows = whole(r, root, "score_windows", 0, 0, kMost);
+  s.time_windows = whole(r, root, "time_windows", 4, 1, kMost);
+  s.repetitions = static_cast<int>(whole(r, root, "repetitions", 9, 1, 1000));
   std::map<std::string, Base> bases;
-  each_table(r, root, "base",
-             [&](const toml::table& t) { bases[r.get<std::string>(t, "id")] = read_base(r, t); });
+  each_table(r, root, "base", [&](const toml::table& t) {
+    const auto id = r.get<std::string>(t, "id");
+    LTE_CHECK(
+        bases.try_emplace(id, read_base(r, t)).second,
+        fmt::format("{}:{}: a second [[base]] has the id '{}'", path, t.source().begin.line, id));
+  });
   each_table(r, root, "experiment", [&](const toml::table& t) { read_experiment(r, t, bases, s); });
   return s;
 }

@@ -162,6 +162,24 @@ struct Gathered {
   }
 };
 
+// One token: experts that are neighbours in memory are one block of rows, read front to back. Adds
+// the sum over experts [e, stop) to y[D].
+template <class T>
+void run_add(const Gathered<T>& f, int64_t e, int64_t stop, T* y, T* work) {
+  const int64_t n = (stop - e) * f.G, first = e * f.G * f.D;
+  Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>> u(work, n), g(work + n, n), h(work + 2 * n, n);
+  const Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, 1>> x(f.x.data(), f.D);
+  const auto rows = [&](const T* w) { return matrix(const_cast<T*>(w) + first, n, f.D, f.D); };
+  u.noalias() = rows(f.up.data()) * x;
+  if (f.up_bias) u += Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>>(f.up_bias + e * f.G, n);
+  if (f.gate_w) g.noalias() = rows(f.gate_w) * x;
+  activate_block<T>(h.data(), f.gate_w ? g.data() : u.data(), f.gate_w ? u.data() : nullptr, n,
+                    f.act);
+  for (int64_t i = e; i < stop; ++i) h.segment((i - e) * f.G, f.G) *= f.gates(0, i);
+  Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>>(y, f.D).noalias() +=
+      h.transpose() * rows(f.down.data());
+}
+
 constexpr int64_t kFewTokens = 16, kTokenRange = 64, kMostPieces = 16;
 
 // Few tokens: cut by selected experts; every piece sums into rows of its own, added up in order.
@@ -180,9 +198,17 @@ void gathered_by_expert(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor cou
   for_ranges(ctx, selected, grain, [&](int64_t begin, int64_t end, int thread) {
     auto y = matrix(sums + begin / grain * part, N, f.D, f.D);
     y.setZero();
-    T* work = ctx.workspace<T>(thread, f.work_size(N));
+    T* work = ctx.workspace<T>(thread, std::max(f.work_size(N), 3 * (end - begin) * f.G));
     for (int64_t i = begin; i < end; ++i) {
       const int32_t e = active[static_cast<size_t>(i)];
+      if (N == 1) {
+        const int64_t from = i;
+        while (i + 1 < end &&
+               active[static_cast<size_t>(i + 1)] == active[static_cast<size_t>(i)] + 1)
+          ++i;
+        run_add(f, e, e + i - from + 1, y.data(), work);
+        continue;
+      }
       f.expert_add(e, index.as<int32_t>() + e * N, count.as<int32_t>()[e], y, 0, work);
     }
   });

@@ -93,6 +93,10 @@ void append_line(const std::string& path, std::string_view line) {
   const ssize_t n = ::write(fd, bytes.data(), bytes.size());
   // A short write to a file means that the disk is full.
   int error = n < 0 ? errno : n < static_cast<ssize_t>(bytes.size()) ? ENOSPC : 0;
+  if (n > 0 && error != 0) {  // take the torn line back, so that the next one does not join it
+    const off_t end = ::lseek(fd, 0, SEEK_END);
+    if (end >= n && ::ftruncate(fd, end - n) != 0) error = errno;
+  }
   if (::close(fd) != 0 && error == 0) error = errno;
   if (error != 0) fail_errno(path, "cannot be appended to", error);
 }

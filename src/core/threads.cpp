@@ -1,8 +1,13 @@
 #include "core/threads.h"
 
+#include <string>
+
+#include "core/check.h"
+
 namespace lte {
 namespace {
 
+constexpr int kMostThreads = 1024;
 constexpr int kSpins = 4000;  // some ten microseconds: longer than the gap between two operations
 
 void pause() {
@@ -15,6 +20,8 @@ void pause() {
 
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+  LTE_CHECK(threads <= kMostThreads, "threads: " + std::to_string(threads) +
+                                         " are too many; at most " + std::to_string(kMostThreads));
   for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { worker(i); });
 }
 

@@ -48,6 +48,16 @@ Dataset load_dataset(const std::string& name, const std::string& tokenizer,
   fail(fmt::format("dataset \"{}\" is not known; known are {}", name, known_names()));
 }
 
+void retokenize(Dataset& d, const Tokenizer& tokenizer) {
+  if (d.tokenizer.vocab == tokenizer.vocab) return;
+  LTE_CHECK(d.train.starts.empty() && d.train.scored.empty(),
+            fmt::format("{}: has another vocabulary than the model was trained with", d.name));
+  for (TokenSet* split : {&d.train, &d.valid, &d.test}) {
+    split->tokens = encode(tokenizer, decode(d.tokenizer, split->tokens));
+  }
+  d.tokenizer = tokenizer;
+}
+
 TextSize text_size(const Tokenizer& tokenizer, const TokenSet& set,
                    std::span<const Window> windows) {
   TextSize size;

@@ -48,6 +48,10 @@ std::span<const DatasetRow> datasets();
 // Throws Error with one line that says what to do.
 Dataset load_dataset(const std::string& name, const std::string& tokenizer, const DataPaths&);
 
+// Encodes the splits again with another tokenizer, a trained model's; for continuous text only.
+// Throws Error where the dataset has documents, or a character that the tokenizer does not know.
+void retokenize(Dataset&, const Tokenizer&);
+
 // How much text the scored targets of `windows` are: what byte and word perplexity divide by.
 struct TextSize {
   int64_t tokens = 0, bytes = 0, words = 0;

@@ -57,6 +57,7 @@ Dataset make_text_dataset(const std::string& name, const std::string& tokenizer,
 Dataset load_text_file(const std::string& name, const std::string& tokenizer, const DataPaths&) {
   const std::string path = name.substr(name.find(':') + 1);
   LTE_CHECK(!path.empty(), name + ": names no file; write text:PATH");
+  check_utf8(path, "the file name after text:");
   const std::string text = read_file(path);
   LTE_CHECK(!text.empty(), name + ": the file is empty");
   check_utf8(text, name);

@@ -53,7 +53,10 @@ TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   s.steps = steps;
   s.batch = static_cast<int>(get_whole(k, "batch", 1, 65536));
   const auto seq = static_cast<int>(get_whole(k, "seq", 0, 1 << 20));
-  s.seq = std::min(seq > 0 ? seq : in.seq, in.dense.cfg.max_seq);
+  LTE_CHECK(
+      seq <= in.dense.cfg.max_seq,
+      fmt::format("knob seq={}: longer than the model's max_seq {}", seq, in.dense.cfg.max_seq));
+  s.seq = seq > 0 ? seq : std::min(in.seq, in.dense.cfg.max_seq);
   s.lr = get_number(k, "lr", 0, 10);
   s.clip = get_number(k, "clip", 0, 1e9);
   s.decay = get_number(k, "decay", 0, 10);

@@ -55,6 +55,7 @@ Generated generate(Backend& be, const Params& p, const Plan& plan, std::span<con
                    int most, int32_t stop, const Sampling& how,
                    const std::function<void(int32_t)>& each) {
   LTE_CHECK(!prompt.empty(), "generate: the prompt is empty");
+  LTE_CHECK(p.cfg.max_seq >= 2, "generate: wants a model with max_seq of 2 or more");
   const int64_t S = p.cfg.max_seq,
                 keep = std::min<int64_t>(static_cast<int64_t>(prompt.size()), S - 1);
   std::vector<int32_t> chunk(prompt.end() - keep, prompt.end());

@@ -224,7 +224,8 @@ void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
     log.eta = terms.eta, log.lambda = terms.lambda, log.lr = learning_rate(spec, step);
     if (steers) eta = steered(spec, eta, log.active, progress);
     ++step;
-    log.tokens_per_s = static_cast<double>(stage.tokens.size()) / seconds_since(start);
+    log.seconds = seconds_since(start);
+    log.tokens_per_s = static_cast<double>(stage.tokens.size()) / log.seconds;
     if (hooks.log) hooks.log(log);
     if (hooks.save && step < spec.steps && seconds_since(saved) > hooks.save_seconds) {
       hooks.save(position);

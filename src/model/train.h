@@ -33,7 +33,7 @@ struct StepLog {
   double efficiency = 0, separability = 0;  // the means that eta and lambda are multiplied with
   double active = 1;                        // share of (token, expert) with score > tau
   double crossings = 0;  // share of the probe's (token, expert) that changed sides in this step
-  double eta = 0, lambda = 0, lr = 0, grad_norm = 0, tokens_per_s = 0;
+  double eta = 0, lambda = 0, lr = 0, grad_norm = 0, tokens_per_s = 0, seconds = 0;
 };
 
 // All that a stage needs to go on where it stopped.
