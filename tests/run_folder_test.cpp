@@ -52,10 +52,10 @@ struct Folder : ::testing::Test {
   std::string at(const std::string& name) const { return root + "/" + name; }
 
   LoadedRun base(const std::string& name, uint64_t seed = 0) {
-    return train_base(
-        be,
-        {.model = kGpt, .dataset = data.name, .steps = 12, .batch = 4, .lr = 1e-2, .seed = seed},
-        data, at(name), {});
+    const BaseSpec spec{
+        .model = kGpt, .dataset = data.name, .steps = 12, .batch = 4, .lr = 1e-2, .seed = seed};
+    const TrainSpec training = base_training(spec, data.default_seq, parse_model(kGpt).max_seq);
+    return train_base(be, kGpt, training, data, at(name), {});
   }
   Knobs small(const std::string& method) const {
     Knobs k = {{"steps", "10"}, {"batch", "4"}};

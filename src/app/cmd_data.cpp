@@ -23,6 +23,19 @@ DataPaths data_paths(const CommonArgs& c) {
   return paths;
 }
 
+Dataset dataset_of(const LoadedRun& run, const std::string& folder, const std::string& other,
+                   const CommonArgs& c) {
+  Dataset d =
+      load_dataset(other.empty() ? run.info.dataset : other, run.tokenizer.spec, data_paths(c));
+  LTE_CHECK(
+      !other.empty() || d.sha256 == run.info.data_sha256,
+      fmt::format(
+          "{}: has changed since {} was trained on it; name it with --data to use it all the same",
+          d.name, folder));
+  retokenize(d, run.tokenizer);
+  return d;
+}
+
 int cmd_data(const CommonArgs& c, const DataArgs& a) {
   if (a.name.empty()) {
     for (const DatasetRow& row : datasets())

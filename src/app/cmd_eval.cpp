@@ -56,25 +56,20 @@ void choose_split(Dataset& d, const std::string& split) {
 
 int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
   const LoadedRun run = load_run(a.run);
-  Dataset data =
-      load_dataset(a.data.empty() ? run.info.dataset : a.data, run.tokenizer.spec, data_paths(c));
-  LTE_CHECK(
-      !a.data.empty() || data.sha256 == run.info.data_sha256,
-      fmt::format(
-          "{}: has changed since {} was trained on it; name it with --data to use it all the same",
-          data.name, a.run));
-  retokenize(data, run.tokenizer);
+  Dataset data = dataset_of(run, a.run, a.data, c);
   choose_split(data, a.split);
   Experiment e;
   e.base = {.model = run.params.cfg.name,
             .dataset = data.name,
-            .steps = 0,
-            .batch = 0,
-            .lr = 0,
-            .seed = 0};
+            .steps = run.info.base_steps,
+            .batch = run.info.base_batch,
+            .lr = run.info.base_lr,
+            .seed = run.info.base_seed};
   e.method = run.plan.method, e.knobs = run.plan.knobs, e.seed = run.info.seed,
   e.backend = a.backend;
+  e.protocol = "ad hoc";
   Record r = measure(run, data, e, a.windows, c.threads);
+  r.split = a.split;
   if (a.repetitions > 0) {
     Timed timed{&run, &r};
     time_group(run, {&timed, 1}, data, a.time_windows, a.repetitions, a.backend, c.threads, {});

@@ -4,7 +4,6 @@
 
 #include "app/commands.h"
 #include "core/files.h"
-#include "core/hash.h"
 
 namespace lte {
 namespace {
@@ -46,41 +45,16 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
             "train: --steps, --batch and --accum want positive numbers");
   make_folder(a.out);
   const Dataset d = load_dataset(a.data, a.tokenizer, data_paths(c));
-  cfg.vocab = static_cast<int>(d.tokenizer.vocab.size());
-  const Plan plan = dense_plan(cfg);
-  Params params = make_params(cfg, plan);
-  init_params(params, a.seed);
   TrainSpec s;
   s.steps = a.steps, s.batch = a.batch, s.accum = a.accum, s.lr = a.lr;
   s.seq = a.seq > 0 ? a.seq : std::min(d.default_seq, cfg.max_seq);
   s.warmup = a.warmup, s.clip = a.clip, s.decay = a.decay, s.seed = a.seed;
-  const std::string key = sha256_hex(fmt::format(
-      "{} {} {} {} {} {} {} {} {} {} {} {} {}", kTrainerRevision, a.model, d.sha256,
-      d.tokenizer.spec, s.steps, s.batch, s.seq, s.accum, s.lr, s.decay, s.clip, s.warmup, s.seed));
+  fmt::print(stderr, "{}: {} tokens of {}, {} in all\n", a.model, d.train.tokens.size(), a.data,
+             trained_tokens(s, d.train));
   Backend be = open_backend("cpu", c.threads);
   ProgressLine line;
-  const auto start = Clock::now();
-  fmt::print(stderr, "{}: {} parameters; {} tokens of {}, {} a step\n", a.model,
-             count_params(params), d.train.tokens.size(), a.data,
-             static_cast<int64_t>(s.batch) * s.seq * s.accum);
-  train(be, params, plan, d.train, d.valid, s,
-        run_hooks(a.out, "train", key, watcher(line, "train " + a.model, start)));
+  train_base(be, a.model, s, d, a.out, watcher(line, "train " + a.model, Clock::now()));
   line.close();
-  const int64_t tokens = s.steps * s.batch * s.seq * s.accum;
-  const RunInfo info{
-      .kind = "base",
-      .dataset = d.name,
-      .data_sha256 = d.sha256,
-      .base_of = "",
-      .seed = a.seed,
-      .seq = s.seq,
-      .train_tokens = tokens,
-      .calibration_tokens = 0,
-      .train_flops = static_cast<double>(tokens) * train_flops(cfg, plan, s.seq, false),
-      .train_seconds = logged_seconds(a.out),
-      .histograms = {}};
-  save_run(a.out, params, plan, d.tokenizer, info);
-  clear_checkpoints(a.out);
   fmt::print("{}\n", a.out);
   return 0;
 }
@@ -97,14 +71,7 @@ int cmd_fit(const CommonArgs& c, const FitArgs& a) {
   }
   resolve_knobs(a.method, all_knobs(find_method(a.method)), knobs);  // fail before loading anything
   const LoadedRun base = load_run(a.from);
-  Dataset d =
-      load_dataset(a.data.empty() ? base.info.dataset : a.data, base.tokenizer.spec, data_paths(c));
-  LTE_CHECK(
-      !a.data.empty() || d.sha256 == base.info.data_sha256,
-      fmt::format(
-          "{}: has changed since {} was trained on it; name it with --data to use it all the same",
-          d.name, a.from));
-  retokenize(d, base.tokenizer);
+  const Dataset d = dataset_of(base, a.from, a.data, c);
   Backend be = open_backend("cpu", c.threads);
   ProgressLine line;
   const auto start = Clock::now();

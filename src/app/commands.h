@@ -34,8 +34,8 @@ struct FitArgs {
 };
 struct EvalArgs {
   std::string run, data, backend = "cpu", split = "test";
-  int64_t windows = 0, time_windows = 4;
-  int repetitions = 0;
+  int64_t windows = 0, time_windows = 2;
+  int repetitions = 9;
 };
 struct GenerateArgs {
   std::string run, prompt;
@@ -63,6 +63,11 @@ int cmd_info(const CommonArgs&);
 
 // The mirror comes from the environment variable LTE_DATA_MIRROR.
 DataPaths data_paths(const CommonArgs&);
+
+// The dataset that a run was trained on, or `other` in its place, encoded by the run's tokenizer.
+// Throws Error where the run's own text has changed.
+Dataset dataset_of(const LoadedRun&, const std::string& folder, const std::string& other,
+                   const CommonArgs&);
 
 // One refreshed line on a terminal, a plain line every few seconds elsewhere; on standard error, so
 // that standard output stays clean for --json.

@@ -49,6 +49,7 @@ Json quality_json(const Record& r) {
           {"word_ppl", r.word_ppl},
           {"scored_tokens", o.scored},
           {"computed_tokens", o.tokens},
+          {"split", r.split},
           {"window", r.window},
           {"stride", r.stride},
           {"text_sha256", r.text_sha256},
@@ -74,7 +75,9 @@ Json time_json(const Record& r) {
           {"prefill_x_dense", optional_json(r.prefill_speedup)},
           {"decode_x_dense", optional_json(r.decode_speedup)},
           {"decode_x_ideal", optional_json(r.ideal_decode)},
-          {"digest_ok", r.digest_ok}};
+          {"digest_ok", r.digest_ok},
+          {"loss", r.timed_loss},
+          {"active", r.timed_active}};
 }
 
 Json training_json(const Record& r) {
@@ -94,6 +97,7 @@ void quality_from(const Json& j, Record& r) {
   o.tokens = j.at("computed_tokens");
   r.token_ppl = number(j.at("token_ppl")), r.byte_ppl = number(j.at("byte_ppl")),
   r.word_ppl = number(j.at("word_ppl"));
+  r.split = j.at("split");
   r.window = j.at("window"), r.stride = j.at("stride"), r.text_sha256 = j.at("text_sha256");
   r.excess = optional_from(j.at("excess_over_source")),
   r.rouge_l = optional_from(j.at("rouge_l_coco"));
@@ -148,6 +152,7 @@ Record record_from_json(std::string_view line) {
     r.prefill_speedup = optional_from(t.at("prefill_x_dense")),
     r.decode_speedup = optional_from(t.at("decode_x_dense"));
     r.ideal_decode = optional_from(t.at("decode_x_ideal")), r.digest_ok = t.at("digest_ok");
+    r.timed_loss = number(t.at("loss")), r.timed_active = number(t.at("active"));
     const Json& train = j.at("training");
     r.train_tokens = train.at("tokens"), r.calibration_tokens = train.at("calibration_tokens");
     r.train_flops = train.at("flops"), r.train_seconds = train.at("seconds");

@@ -38,6 +38,8 @@ struct Record {
   std::optional<double> prefill_speedup, decode_speedup;  // dense of the same run / this
   std::optional<double> ideal_decode;  // dense bytes / bytes: the bound of a memory-bound decode
   bool digest_ok = false;              // timed digest == untimed digest
+  double timed_loss = 0, timed_active = 0;  // of the timed run, over its windows
+  std::string split = "test";               // what was scored
 
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0, train_seconds = 0;

@@ -37,8 +37,10 @@ Facts guide() {
       {"Time",
        "microseconds per token of the same forward that is scored, the median of interleaved "
        "repetitions with the median absolute deviation in brackets; over seeds the median of "
-       "both. Speed-up is dense / this of the same run, with its range over seeds. Faster "
-       "means that intervals do not overlap."},
+       "both. Speed-up is dense / this of the same run, with its range over seeds."},
+      {"Seeds",
+       "in the suite `default` the seeds of a row share one base model and differ in clustering, "
+       "calibration and batches; in `full` every seed has a base of its own."},
       {"Bound",
        "dense bytes / bytes: how many times faster a decode can get that is limited by "
        "memory."},

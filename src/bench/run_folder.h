@@ -14,6 +14,10 @@ struct RunInfo {
   std::string dataset, data_sha256;
   std::string base_of;  // of a fit: hash of the base model's weights
   uint64_t seed = 0;
+  int64_t base_steps = 0;  // how the base was trained, also in a fit
+  int base_batch = 0;
+  double base_lr = 0;
+  uint64_t base_seed = 0;
   int seq = 128;  // window length
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0, train_seconds = 0;

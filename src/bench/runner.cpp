@@ -117,7 +117,10 @@ struct Runner {
     const double work = base_work(b);
     const bool cached = is_run(folder);
     begin(fmt::format("train {} on {}, seed {}", b.model, b.dataset, b.seed));
-    LoadedRun run = train_base(be, b, dataset(b.dataset), folder, watch(work, 0, b.steps));
+    const Dataset& d = dataset(b.dataset);
+    LoadedRun run =
+        train_base(be, b.model, base_training(b, d.default_seq, parse_model(b.model).max_seq), d,
+                   folder, watch(work, 0, b.steps));
     end(work, cached);
     return run;
   }
@@ -198,8 +201,8 @@ struct Runner {
     make_folder(spec.results);
     std::set<std::string> known;
     const auto key = [](const Record& r) {
-      return fmt::format("{} {:x} {} {} {}", r.name, r.quality.digest, r.status,
-                         r.machine.at("revision"), r.machine.at("cpu"));
+      return fmt::format("{} {} {} {:x} {} {} {}", r.name, r.what.protocol, r.what.trials,
+                         r.quality.digest, r.status, r.machine.at("revision"), r.machine.at("cpu"));
     };
     for (const Record& r : read_records(path)) known.insert(key(r));
     for (const Record& r : records) {

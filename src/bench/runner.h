@@ -11,7 +11,7 @@
 namespace lte {
 
 // Raise it when a change of the trainer, the methods or the scoring changes results.
-inline constexpr int kTrainerRevision = 1;
+inline constexpr int kTrainerRevision = 2;
 
 struct Progress {
   int stage = 0, stages = 0;  // stage k of n
@@ -40,8 +40,8 @@ RunSummary run_suite(const RunnerSpec&);
 // The pieces, as the command line uses them one by one.
 TrainSpec base_training(const BaseSpec&, int seq, int max_seq);
 // Trains a base into `folder`, or loads it if it is there.
-LoadedRun train_base(Backend&, const BaseSpec&, const Dataset&, const std::string& folder,
-                     const std::function<void(const StepLog&)>& watch);
+LoadedRun train_base(Backend&, const std::string& model, const TrainSpec&, const Dataset&,
+                     const std::string& folder, const std::function<void(const StepLog&)>& watch);
 // Fits a method to a base into `folder`, or loads it if it is there.
 LoadedRun fit_method(Backend&, const LoadedRun& base, const Dataset&, const std::string& method,
                      const Knobs&, uint64_t seed, const std::string& folder,

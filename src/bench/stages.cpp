@@ -22,33 +22,37 @@ TrainSpec base_training(const BaseSpec& b, int seq, int max_seq) {
   return s;
 }
 
-LoadedRun train_base(Backend& be, const BaseSpec& spec, const Dataset& data,
-                     const std::string& folder, const std::function<void(const StepLog&)>& watch) {
+LoadedRun train_base(Backend& be, const std::string& model, const TrainSpec& spec,
+                     const Dataset& data, const std::string& folder,
+                     const std::function<void(const StepLog&)>& watch) {
   if (is_run(folder)) return load_run(folder);
-  ModelConfig cfg = parse_model(spec.model);
+  ModelConfig cfg = parse_model(model);
   cfg.vocab = static_cast<int>(data.tokenizer.vocab.size());
-  LoadedRun run{.params = make_params(cfg, dense_plan(cfg)),
-                .plan = dense_plan(cfg),
-                .tokenizer = data.tokenizer,
-                .info = {}};
+  const Plan plan = dense_plan(cfg);
+  LoadedRun run{
+      .params = make_params(cfg, plan), .plan = plan, .tokenizer = data.tokenizer, .info = {}};
   init_params(run.params, spec.seed);
-  const TrainSpec train_spec = base_training(spec, data.default_seq, cfg.max_seq);
   const std::string key =
-      sha256_hex(fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, spec.model, data.sha256,
-                             data.tokenizer.spec, spec.steps, spec.batch, spec.lr, spec.seed));
-  train(be, run.params, run.plan, data.train, data.valid, train_spec,
+      sha256_hex(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", kTrainerRevision, model,
+                             data.sha256, data.tokenizer.spec, spec.steps, spec.batch, spec.seq,
+                             spec.accum, spec.lr, spec.decay, spec.clip, spec.warmup, spec.seed));
+  train(be, run.params, run.plan, data.train, data.valid, spec,
         run_hooks(folder, "base", key, watch));
-  const int64_t tokens = spec.steps * spec.batch * train_spec.seq;
+  const int64_t tokens = trained_tokens(spec, data.train), seq = trained_seq(spec, data.train);
   run.info = {.kind = "base",
               .dataset = data.name,
               .data_sha256 = data.sha256,
               .base_of = "",
               .seed = spec.seed,
-              .seq = train_spec.seq,
+              .base_steps = spec.steps,
+              .base_batch = spec.batch * spec.accum,
+              .base_lr = spec.lr,
+              .base_seed = spec.seed,
+              .seq = static_cast<int>(seq),
               .train_tokens = tokens,
               .calibration_tokens = 0,
-              .train_flops =
-                  static_cast<double>(tokens) * train_flops(cfg, run.plan, train_spec.seq, false),
+              .train_flops = static_cast<double>(tokens) *
+                             train_flops(cfg, plan, static_cast<int>(seq), false),
               .train_seconds = logged_seconds(folder),
               .histograms = {}};
   save_run(folder, run.params, run.plan, run.tokenizer, run.info);
@@ -89,6 +93,10 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
               .data_sha256 = data.sha256,
               .base_of = weights_sha256(base.params),
               .seed = seed,
+              .base_steps = base.info.base_steps,
+              .base_batch = base.info.base_batch,
+              .base_lr = base.info.base_lr,
+              .base_seed = base.info.base_seed,
               .seq = base.info.seq,
               .train_tokens = f.train_tokens,
               .calibration_tokens = f.calibration_tokens,

@@ -186,26 +186,26 @@ constexpr int64_t kFewTokens = 16, kTokenRange = 64, kMostPieces = 16;
 template <class T>
 void gathered_by_expert(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor count) {
   const int64_t N = f.x.rows(), E = count.size();
-  std::vector<int32_t> active;
+  const auto room = static_cast<int64_t>(Arena::padded(static_cast<size_t>(E) * 4) / sizeof(T));
+  T* sums = ctx.workspace<T>(ctx.pool.size(), room + kMostPieces * N * f.D);
+  auto* active = reinterpret_cast<int32_t*>(sums);  // the selected experts, then the pieces' sums
+  sums += room;
+  int64_t selected = 0;
   for (int64_t e = 0; e < E; ++e) {
-    if (count.as<int32_t>()[e] > 0) active.push_back(static_cast<int32_t>(e));
+    if (count.as<int32_t>()[e] > 0) active[selected++] = static_cast<int32_t>(e);
   }
-  const auto selected = static_cast<int64_t>(active.size());
   const int64_t grain =
       std::max({int64_t{1}, (selected + kMostPieces - 1) / kMostPieces, 32768 / (2 * f.G * f.D)});
   const int64_t pieces = (selected + grain - 1) / grain, part = N * f.D;
-  T* sums = ctx.workspace<T>(ctx.pool.size(), pieces * part);
   for_ranges(ctx, selected, grain, [&](int64_t begin, int64_t end, int thread) {
     auto y = matrix(sums + begin / grain * part, N, f.D, f.D);
     y.setZero();
     T* work = ctx.workspace<T>(thread, std::max(f.work_size(N), 3 * (end - begin) * f.G));
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t e = active[static_cast<size_t>(i)];
+      const int32_t e = active[i];
       if (N == 1) {
         const int64_t from = i;
-        while (i + 1 < end &&
-               active[static_cast<size_t>(i + 1)] == active[static_cast<size_t>(i)] + 1)
-          ++i;
+        while (i + 1 < end && active[i + 1] == active[i] + 1) ++i;
         run_add(f, e, e + i - from + 1, y.data(), work);
         continue;
       }

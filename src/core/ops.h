@@ -45,25 +45,25 @@ struct GateLoss {
 };
 
 struct Ops {
-  // ---- embedding
-  // --------------------------------------------------------------------------------- out[n,:] =
-  // wte[token[n],:] + wpe[pos + t,:]          out[N,D] tokens[N] wte[V,D] wpe[P,D] or absent
+  // == Embedding
+
+  // out[n,:] = wte[token[n],:] + wpe[pos + t,:]       out[N,D] tokens[N] wte[V,D] wpe[P,D] or absent
   void (*embed)(Ctx&, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk);
   // dwte[token[n],:] += dout[n,:];  dwpe[pos + t,:] += dout[n,:]
   void (*embed_backward_add)(Ctx&, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Chunk);
 
-  // ---- normalisation
-  // ----------------------------------------------------------------------------- LayerNorm (b
-  // given): out = (x - mean) rstd w + b;  RMSNorm (b absent): out = x rstd w. stats[N,2] = (mean or
-  // 0, rstd), rstd = 1/sqrt(variance or mean square + eps)
+  // == Normalisation
+
+  // LayerNorm (b given): out = (x - mean) rstd w + b;  RMSNorm (b absent): out = x rstd w.
+  // stats[N,2] = (mean or 0, rstd), rstd = 1/sqrt(variance or mean square + eps)
   void (*norm)(Ctx&, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps);
   // dx += ..., dw += ..., db += ...
   void (*norm_backward_add)(Ctx&, Tensor dx, Tensor dw, Tensor db, Tensor dout, Tensor stats,
                             Tensor x, Tensor w);
 
-  // ---- linear algebra
-  // ---------------------------------------------------------------------------- out = op(a) op(b),
-  // op transposing where its flag is set; all are matrices (rows x last dimension)
+  // == Linear algebra
+
+  // out = op(a) op(b), op transposing where its flag is set; matrices are rows x last dimension
   void (*gemm)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
   void (*gemm_add)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
   // x[n,:] += b                                                                        x[N,M] b[M]
@@ -76,10 +76,10 @@ struct Ops {
   // sum[1] (f64) = sum of squares of x, taken in pieces of a fixed size
   void (*sum_squares)(Ctx&, Tensor sum, Tensor x);
 
-  // ---- attention
-  // --------------------------------------------------------------------------------- Rotates the
-  // first `heads` heads of every row by its position (Su et al., 2021; half-split form), in place;
-  // inverse turns back, which is also the backward pass.                   x[N, >= heads C]
+  // == Attention
+
+  // Rotates the first `heads` heads of every row by its position (Su et al., 2021; half-split form),
+  // in place; inverse turns back, which is also the backward pass.               x[N, >= heads C]
   void (*rope)(Ctx&, Tensor x, Chunk, int64_t heads, int64_t C, double theta, bool inverse);
   // Copies the keys and values of qkv into the cache at pos.  qkv[N,(H+2K)C]  k,v[B,K,S,C]
   void (*store_kv)(Ctx&, Tensor k, Tensor v, Tensor qkv, Chunk, HeadShape);
@@ -91,22 +91,21 @@ struct Ops {
   void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                              Tensor probs, Chunk, HeadShape);
 
-  // ---- feed-forward
-  // ------------------------------------------------------------------------------ out = act(pre),
-  // and with a second factor (gated FFN) out = act(pre) * up           all [N,F]
+  // == Feed-forward
+
+  // out = act(pre), and with a second factor (gated FFN) out = act(pre) * up           all [N,F]
   void (*activate)(Ctx&, Tensor out, Tensor pre, Tensor up, Act);
   // dpre = dout * act'(pre) [* up];  dup = dout * act(pre) where up is given; dpre may alias dout
   void (*activate_backward)(Ctx&, Tensor dpre, Tensor dup, Tensor dout, Tensor pre, Tensor up, Act);
 
-  // ---- experts
-  // ----------------------------------------------------------------------------------- x = 1 / (1
-  // + exp(-x)), in place
+  // == Experts
+
+  // x = 1 / (1 + exp(-x)), in place
   void (*sigmoid)(Ctx&, Tensor x);
   // dz = dscore * score * (1 - score); dz may alias dscore
   void (*sigmoid_backward)(Ctx&, Tensor dz, Tensor dscore, Tensor score);
   // Hard gates: gates[n,e] = 1 where the rule selects expert e for token n, else 0.   scores[N,E]
-  // all: every expert; threshold: score > cut (strict); top_k: the k = cut highest, ties to the
-  // lower e
+  // all: every expert; threshold: score > cut (strict); top_k: the cut highest, ties to the lower e
   void (*gate)(Ctx&, Tensor gates, Tensor scores, Rule, double cut);
   // Masked execution: out[n,j] = gates[n, j/G] * a[n,j], and exactly 0 where the gate is 0; out may
   // alias a                                                                    a[N,F] gates[N,E]
@@ -115,26 +114,24 @@ struct Ops {
   void (*scale_experts_backward)(Ctx&, Tensor da, Tensor dgates, Tensor dout, Tensor a,
                                  Tensor gates);
   // Adds to dscores[N,E] the gradient, and writes to sums[3] (f64), over all (token, expert):
-  //   sums[0] = sum of G^2;  sums[1] = sum of min(1 / ((G - tau)^2 + eps), clip);  sums[2] = # G >
-  //   tau
+  //   sums[0] = sum of G^2;  sums[1] = sum of min(1 / ((G - tau)^2 + eps), clip);
+  //   sums[2] = number of G > tau
   // dscores may be absent. The gradient of a clipped term is 0.
   void (*gate_loss_add)(Ctx&, Tensor dscores, Tensor sums, Tensor scores, GateLoss);
   // Compaction: count[e] = number of tokens with gate != 0; index[e, 0..count) = those tokens,
-  // ascending                                                    index[E,N] count[E] (i32)
-  // gates[N,E]
+  // ascending                                        index[E,N] count[E] (i32) gates[N,E]
   void (*route)(Ctx&, Tensor index, Tensor count, Tensor gates);
   // Gathered execution: out[n,:] = sum over selected e of gates[n,e] * sum over j in e of
-  //   act(x . up[j] + up_bias[j]) * down[j,:], or act(x . gate_w[j]) * (x . up[j]) where gate_w is
-  //   given.
-  // Rows of experts that no token selects are never read.   out,x[N,D] up,gate_w,down[F,D]
-  // up_bias[F]
+  //   act(x . up[j] + up_bias[j]) * down[j,:], or act(x . gate_w[j]) * (x . up[j]) with gate_w.
+  // Rows of experts that no token selects are never read.
+  // out,x[N,D] up,gate_w,down[F,D] up_bias[F]
   void (*ffn_gathered)(Ctx&, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
                        Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
 
-  // ---- loss and update
-  // --------------------------------------------------------------------------- loss[n] = -log
-  // softmax(logits[n])[target[n]], 0 where target < 0; dlogits = scale * (softmax - one hot), 0
-  // where target < 0; dlogits may be absent or alias logits      logits[N,V] loss[N] targets[N]
+  // == Loss and update
+
+  // loss[n] = -log softmax(logits[n])[target[n]];  dlogits = scale * (softmax - one hot); both 0 where
+  // target < 0; dlogits may be absent or alias logits           logits[N,V] loss[N] targets[N]
   void (*cross_entropy)(Ctx&, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
                         double scale);
   // Adds w * KL(softmax(teacher) || softmax(logits)) to the gradient: dlogits += w *

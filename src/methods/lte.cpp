@@ -18,6 +18,7 @@ constexpr KnobRow kKnobs[] = {
     {"sep_clip", "0",
      "largest separability term of one score, without gradient beyond; 0 (paper): none"},
     {"sep_ramp", "0", "share of stage 1 over which lambda grows from 0; 0 (paper): constant"},
+    {"eta_ramp", "0", "share of stage 1 over which eta grows from 0; 0 (paper): constant"},
     {"router_bias", "none", "initial bias of the routers; none (paper): routers have no bias"},
     {"router_std", "0.02", "standard deviation of initial router weights; the paper does not say"},
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
@@ -51,6 +52,7 @@ Fitted fit_lte(const FitInput& in, const Knobs& k) {
                .sep_clip = get_number(k, "sep_clip", 0, 1e12),
                .train_routers = true};
   one.sep_ramp = get_number(k, "sep_ramp", 0, 1);
+  one.eta_ramp = get_number(k, "eta_ramp", 0, 1);
   run_stage(in, f, one, "stage1");
   add_histogram(in, f, Gate::soft, "stage1");
 

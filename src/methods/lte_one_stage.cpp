@@ -1,8 +1,10 @@
 // LTE in one stage, our answer to the complaint that two stages complicate training: hard gates in
 // the forward pass, so that the model never sees a soft FFN; a straight-through gradient for the
-// scores (Bengio et al., 2013); routers warm-started from which experts contribute; and the
-// efficiency weight eta steered so that the active fraction is the one that was asked for.
+// scores (Bengio et al., 2013); routers warm-started from which experts contribute; the efficiency
+// weight eta, at least 0, steered so that the active fraction stays at the one that was asked for;
+// and at the end one shift of the routers' biases that makes it exact.
 #include <algorithm>
+#include <cmath>
 #include <functional>
 
 #include "methods/methods.h"
@@ -28,25 +30,36 @@ constexpr KnobRow kKnobs[] = {
     {"router_std", "0.02", "standard deviation of router weights without a warm start"},
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
     {"calibrate", "1",
-     "1: after training, the threshold is moved so that the validation split has the wanted "
-     "fraction"},
+     "1: after training, one shift of all router biases gives training text the wanted fraction"},
     {"distill", "0", "share of the task loss that is KL to the dense model's prediction"},
 };
 
-// One threshold for all layers: the quantile of the scores of validation tokens that leaves the
-// wanted share above. Steering follows training batches, whose mix of tokens may be another.
-double calibrated_cut(const FitInput& in, const Fitted& f, double active) {
+// Shifts the biases of all routers by one number, so that the wanted share of scores is above the
+// threshold over training text, cut as text is scored: steering follows training batches, which mix
+// tokens otherwise. Returns how many tokens it looked at.
+int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
   std::vector<float> scores;
+  int64_t tokens = 0;
   const std::vector<Window> windows =
-      test_windows(in.valid, std::min(in.seq, f.params.cfg.max_seq), 64);
-  each_window(in.backend, f.params, f.plan, in.valid, windows, Gate::hard, [&](const State& s) {
-    for (const LayerState& l : s.layer)
+      test_windows(in.train, std::min(in.seq, f.params.cfg.max_seq), 64);
+  each_window(in.backend, f.params, f.plan, in.train, windows, Gate::hard, [&](const State& s) {
+    tokens += s.T;
+    for (const LayerState& l : s.layer) {
       scores.insert(scores.end(), l.scores.as<float>(), l.scores.as<float>() + l.scores.size());
+    }
   });
   const auto above = static_cast<std::ptrdiff_t>(active * static_cast<double>(scores.size()));
-  if (scores.empty() || above >= static_cast<std::ptrdiff_t>(scores.size())) return 0.5;
-  std::nth_element(scores.begin(), scores.begin() + above, scores.end(), std::greater<>());
-  return scores[static_cast<size_t>(above)];
+  double shift = 30;  // all open
+  if (above < static_cast<std::ptrdiff_t>(scores.size())) {
+    std::nth_element(scores.begin(), scores.begin() + above, scores.end(), std::greater<>());
+    const double g = std::clamp<double>(scores[static_cast<size_t>(above)], 1e-12, 1 - 1e-7);
+    shift = -std::log(g / (1 - g));
+  }
+  for (LayerParams& l : f.params.layer) {
+    float* b = l.router_b.as<float>();
+    for (int64_t e = 0; e < l.router_b.size(); ++e) b[e] += static_cast<float>(shift);
+  }
+  return tokens;
 }
 
 constexpr const char* kInputs[] = {"normed", "residual"};
@@ -81,8 +94,7 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   if (s.terms.distill > 0) s.teacher = &in.dense;
   run_stage(in, f, s, "train");
   if (get_whole(k, "calibrate", 0, 1) == 1) {
-    const double cut = calibrated_cut(in, f, active);
-    for (FfnPlan& layer : f.plan.layer) layer.cut = cut;
+    f.calibration_tokens += shift_biases(in, f, active);
   }
   add_histogram(in, f, Gate::hard, "train");
   return f;

@@ -43,6 +43,9 @@ Fitted fit(const FitInput& in, std::string_view name, const Knobs& set) {
   const Method& method = find_method(name);
   const Knobs knobs = resolve_knobs(name, all_knobs(method), set);
   Fitted out = method.fit(in, knobs);
+  // Looking at calibration tokens is one forward each, a third of a training step.
+  const double forward = train_flops(out.params.cfg, dense_plan(out.params.cfg), in.seq, false) / 3;
+  out.train_flops += static_cast<double>(out.calibration_tokens) * forward;
   out.plan.method = name;
   out.plan.knobs = knobs;
   return out;
@@ -69,13 +72,11 @@ void run_stage(const FitInput& in, Fitted& f, const TrainSpec& spec, const std::
   if (spec.steps == 0) return;
   train(in.backend, f.params, f.plan, in.train, in.valid, spec,
         in.hooks ? in.hooks(stage) : TrainHooks{});
-  // A text shorter than a sequence gives shorter sequences.
-  const auto seq = std::min<int64_t>(spec.seq, static_cast<int64_t>(in.train.tokens.size()) - 1);
-  const int64_t tokens = spec.steps * spec.batch * seq * spec.accum;
+  const int64_t tokens = trained_tokens(spec, in.train);
   f.train_tokens += tokens;
-  f.train_flops +=
-      static_cast<double>(tokens) *
-      train_flops(f.params.cfg, f.plan, static_cast<int>(seq), spec.teacher != nullptr);
+  f.train_flops += static_cast<double>(tokens) *
+                   train_flops(f.params.cfg, f.plan, static_cast<int>(trained_seq(spec, in.train)),
+                               spec.teacher != nullptr);
 }
 
 int64_t calibrate(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens,

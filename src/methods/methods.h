@@ -16,7 +16,7 @@ struct FitInput {
   Backend& backend;
   const Params& dense;    // in the original order
   const TokenSet& train;  // also what is calibrated on
-  const TokenSet& valid;  // where crossings and histograms are looked at
+  const TokenSet& valid;  // where crossings and histograms are looked at; nothing is fitted on it
   int seq = 128;          // the dataset's window length
   uint64_t seed = 0;
   std::function<TrainHooks(const std::string& stage)> hooks;  // may be empty
@@ -56,14 +56,13 @@ std::vector<KnobRow> all_knobs(const Method&);
 // The rows, one in each file of this folder.
 extern const Method kDense, kLte, kLteOneStage, kPrune;
 
-// ---- what methods share
-// ----------------------------------------------------------------------------
+// What methods share.
 
 // A stage's settings from the shared knobs.
 TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
 // Trains one named stage of a fit and adds its tokens and FLOPs.
 void run_stage(const FitInput&, Fitted&, const TrainSpec&, const std::string& stage);
-// Runs the model over at least `tokens` training tokens (whole batches), with all layers kept, and
+// Runs the model over about `tokens` training tokens (whole batches, at least one), with all layers kept, and
 // shows every batch's activations to `see`. Returns how many tokens it looked at.
 int64_t calibrate(const FitInput&, const Params&, const Plan&, int64_t tokens,
                   const std::function<void(const State&)>& see);

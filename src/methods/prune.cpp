@@ -24,7 +24,7 @@ constexpr const char* kScores[] = {"magnitude", "wanda"};
 std::vector<double> squared_activations(const FitInput& in, const Plan& plan, size_t i,
                                         int64_t tokens, int64_t& seen) {
   std::vector<double> sum(static_cast<size_t>(in.dense.cfg.ffn));
-  seen = calibrate(in, apply_order(in.dense, plan), plan, tokens, [&](const State& state) {
+  seen += calibrate(in, apply_order(in.dense, plan), plan, tokens, [&](const State& state) {
     const Tensor& act = state.layer[i].act;
     for (int64_t n = 0; n < act.rows(); ++n) {
       for (int64_t k = 0; k < act.cols(); ++k) {
@@ -55,8 +55,9 @@ std::vector<double> neuron_scores(const FitInput& in, const Plan& plan, size_t i
 
 Fitted fit_prune(const FitInput& in, const Knobs& k) {
   const bool wanda = get_choice(k, "score", kScores) == "wanda";
-  const auto kept = static_cast<size_t>(std::max(
-      1.0, std::round(get_number(k, "active", 0, 1) * static_cast<double>(in.dense.cfg.ffn))));
+  const auto kept = static_cast<size_t>(
+      std::round(get_number(k, "active", 0, 1) * static_cast<double>(in.dense.cfg.ffn)));
+  LTE_CHECK(kept > 0, "knob active=" + k.at("active") + ": would keep no neuron");
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   int64_t seen = 0;
   Plan plan = dense_plan(in.dense.cfg);

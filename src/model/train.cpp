@@ -150,7 +150,7 @@ struct Stage {
 Stage make_stage(Backend& be, Params& p, const Plan& plan, const TokenSet& set,
                  const TrainSpec& spec) {
   const int64_t B = spec.batch;
-  const auto T = std::min<int64_t>(spec.seq, static_cast<int64_t>(set.tokens.size()) - 1);
+  const int64_t T = trained_seq(spec, set);
   LTE_CHECK(T >= 1 && B >= 1, "training wants at least one sequence of one token");
   LTE_CHECK(T <= p.cfg.max_seq,
             fmt::format("training: sequences of {} are longer than the model's max_seq {}", T,
@@ -188,6 +188,14 @@ double steered(const TrainSpec& s, double eta, double active, double progress) {
 }
 
 }  // namespace
+
+int64_t trained_seq(const TrainSpec& spec, const TokenSet& set) {
+  return std::min<int64_t>(spec.seq, static_cast<int64_t>(set.tokens.size()) - 1);
+}
+
+int64_t trained_tokens(const TrainSpec& spec, const TokenSet& set) {
+  return spec.steps * spec.batch * spec.accum * trained_seq(spec, set);
+}
 
 double learning_rate(const TrainSpec& s, int64_t step) {
   const double warm = std::max(1.0, s.warmup * static_cast<double>(s.steps));

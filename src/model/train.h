@@ -59,5 +59,8 @@ void train(Backend&, Params& params, const Plan&, const TokenSet& train, const T
            const TrainSpec&, const TrainHooks&);
 
 double learning_rate(const TrainSpec&, int64_t step);
+// Tokens of one sequence, shorter than spec.seq where the text is, and of the whole stage.
+int64_t trained_seq(const TrainSpec&, const TokenSet&);
+int64_t trained_tokens(const TrainSpec&, const TokenSet&);
 
 }  // namespace lte
