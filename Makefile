@@ -27,6 +27,7 @@ test: build
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 reproduce: build
+	@if [ "$(PROFILE)" = text ]; then datasets/fetch.sh data; fi
 	@$(LTE) run suites/$(PROFILE).toml --shard $(SHARD)
 
 BENCH_FLAGS = --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \

@@ -89,6 +89,15 @@ double active_of(const Layer& l, const LayerState& s) {
          static_cast<double>(s.gates.size());
 }
 
+// Share of the experts that at least one token of the chunk wants: what is loaded.
+double loaded_by(const Layer& l, const LayerState& s) {
+  if (!l.plan.routed()) return 1;
+  const int32_t* n = s.count.as<int32_t>();
+  return static_cast<double>(
+             std::count_if(n, n + s.count.size(), [](int32_t v) { return v > 0; })) /
+         static_cast<double>(s.count.size());
+}
+
 // Share of the allowed error that gathered execution uses; above 1 it is wrong.
 double error_used(const Layer& l, const LayerState& got, State& s, int64_t tokens) {
   const std::vector<float> delta(got.delta.as<float>(), got.delta.as<float>() + got.delta.size());
@@ -122,10 +131,11 @@ void run_case(benchmark::State& state, const Case& c, Backend& be, Layer& l) {
         fmt::format("differs from the reference by {} times what is allowed", used).c_str());
     return;
   }
-  double active = 0;
+  double active = 0, loaded = 0;
   for (int64_t i = 0; i < kInputs; ++i) {
     load(i);
-    active += active_of(l, run_ffn(be, l, Exec::gathered, s, c.tokens)) / kInputs;
+    const LayerState seen = run_ffn(be, l, Exec::gathered, s, c.tokens);
+    active += active_of(l, seen) / kInputs, loaded += loaded_by(l, seen) / kInputs;
   }
   int64_t i = 0;
   for (auto _ : state) {
@@ -136,9 +146,10 @@ void run_case(benchmark::State& state, const Case& c, Backend& be, Layer& l) {
   const double neurons = (cfg.gated ? 3.0 : 2.0) * cfg.ffn,
                routers = c.group ? static_cast<double>(cfg.ffn) / c.group : 0;
   state.counters["active"] = active;
+  state.counters["loaded"] = loaded;
   state.counters["ideal"] =
-      neurons / (active * neurons + routers);  // weights read, dense over this, one token
-  state.counters["GBps"] = benchmark::Counter(4e-9 * cfg.dim * (active * neurons + routers),
+      neurons / (loaded * neurons + routers);  // weights read, dense over this
+  state.counters["GBps"] = benchmark::Counter(4e-9 * cfg.dim * (loaded * neurons + routers),
                                               benchmark::Counter::kIsIterationInvariantRate);
   state.counters["max_err_used"] = used;
   state.counters["checked"] = 1;

@@ -67,10 +67,10 @@ std::string error_of(const std::function<void()>& f) {
   return "no error";
 }
 
-class EveryMethod : public ::testing::TestWithParam<Method> {};
+class EveryMethod : public ::testing::TestWithParam<const Method*> {};
 
 TEST_P(EveryMethod, IsDeterministicBySeed) {
-  const Method& m = GetParam();
+  const Method& m = *GetParam();
   Problem q;
   const Fitted a = q.run(m.name, q.small(m)), b = q.run(m.name, q.small(m));
   expect_same_bits(a.params.flat(), b.params.flat(), "two runs");
@@ -84,7 +84,7 @@ TEST_P(EveryMethod, IsDeterministicBySeed) {
 }
 
 TEST_P(EveryMethod, PlanIsValidAndCarriesEveryKnob) {
-  const Method& m = GetParam();
+  const Method& m = *GetParam();
   for (const char* model : {kGpt, kLlama}) {
     Problem q(model);
     const Fitted f = q.run(m.name, q.small(m));
@@ -110,7 +110,7 @@ TEST_P(EveryMethod, PlanIsValidAndCarriesEveryKnob) {
 }
 
 TEST_P(EveryMethod, BudgetIsTheStepsThatWereAskedFor) {
-  const Method& m = GetParam();
+  const Method& m = *GetParam();
   Problem q;
   for (const char* steps : {"12", "7"}) {
     const Fitted f = q.run(m.name, q.small(m, steps));
@@ -124,7 +124,7 @@ TEST_P(EveryMethod, BudgetIsTheStepsThatWereAskedFor) {
 }
 
 TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
-  const Method& m = GetParam();
+  const Method& m = *GetParam();
   Problem q(kGpt256);
   const auto says = [&](const char* knob, const char* value) {
     Knobs k = q.small(m);
@@ -154,7 +154,7 @@ TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
 }
 
 TEST_P(EveryMethod, MaskedIsGatheredAndTimedIsUntimed) {
-  const Method& m = GetParam();
+  const Method& m = *GetParam();
   for (const char* model : {kGpt, kLlama}) {
     Problem q(model);
     const Fitted f = q.run(m.name, q.small(m));
@@ -188,14 +188,15 @@ TEST_P(EveryMethod, MaskedIsGatheredAndTimedIsUntimed) {
 INSTANTIATE_TEST_SUITE_P(Table, EveryMethod,
                          ::testing::ValuesIn(methods().begin(), methods().end()),
                          [](const auto& info) {
-                           std::string name = info.param.name;
+                           std::string name = info.param->name;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
 
 TEST(MethodTable, NamesAreDistinctAndDocumented) {
   std::set<std::string> names;
-  for (const Method& m : methods()) {
+  for (const Method* each : methods()) {
+    const Method& m = *each;
     EXPECT_TRUE(names.insert(m.name).second) << m.name;
     EXPECT_NE(m.fit, nullptr);
     std::set<std::string> knobs;

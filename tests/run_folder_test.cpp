@@ -118,7 +118,8 @@ void expect_same_run(const LoadedRun& a, const LoadedRun& b) {
 TEST_F(Folder, EveryMethodIsLoadedBitByBit) {
   const LoadedRun dense = base("base");
   expect_same_run(load_run(at("base")), dense);
-  for (const Method& m : methods()) {
+  for (const Method* each : methods()) {
+    const Method& m = *each;
     SCOPED_TRACE(m.name);
     const LoadedRun made = fitted(dense, m.name, m.name), again = load_run(at(m.name));
     expect_same_run(again, made);

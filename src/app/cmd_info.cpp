@@ -12,7 +12,8 @@ using Json = nlohmann::ordered_json;
 Json info_json(int threads) {
   Json methods_list = Json::array(), datasets_list = Json::array(), models = Json::array(),
        backends = Json::array();
-  for (const Method& m : methods()) {
+  for (const Method* each : methods()) {
+    const Method& m = *each;
     Json knobs = Json::array();
     for (const KnobRow& k : all_knobs(m))
       knobs.push_back({{"name", k.name}, {"default", k.value}, {"about", k.about}});

@@ -25,17 +25,13 @@ constexpr KnobRow kKnobs[] = {
     {"lr2", "1", "learning rate of stage 2 as a multiple of lr"},
 };
 
-constexpr const char* kInputs[] = {"normed", "residual"};
-
 Fitted fit_lte(const FitInput& in, const Knobs& k) {
   const int64_t steps = get_whole(k, "steps", 2, 1'000'000'000);
   const auto first = std::max<int64_t>(
       1, static_cast<int64_t>(get_number(k, "split", 0, 1) * static_cast<double>(steps)));
   const bool bias = k.at("router_bias") != "none";
   const double tau = get_number(k, "tau", 0, 1), lr2 = get_number(k, "lr2", 0, 100);
-  const RouterInput input = get_choice(k, "router_input", kInputs) == "normed"
-                                ? RouterInput::normed
-                                : RouterInput::residual;
+  const RouterInput input = router_input(k);
   Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), bias,
                           input, Rule::threshold, tau, in.seed);
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};

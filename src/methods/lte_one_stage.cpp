@@ -62,14 +62,10 @@ int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
   return tokens;
 }
 
-constexpr const char* kInputs[] = {"normed", "residual"};
-
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
   const double start = k.at("start") == "0" ? active : get_number(k, "start", 0, 1);
-  const RouterInput input = get_choice(k, "router_input", kInputs) == "normed"
-                                ? RouterInput::normed
-                                : RouterInput::residual;
+  const RouterInput input = router_input(k);
   Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), true,
                           input, Rule::threshold, 0.5, in.seed);
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};

@@ -15,20 +15,13 @@ const Method* const kMethods[] = {&kDense, &kLte, &kLteOneStage, &kPrune};
 
 }  // namespace
 
-std::span<const Method> methods() {
-  static const std::vector<Method> rows = [] {
-    std::vector<Method> r;
-    for (const Method* m : kMethods) r.push_back(*m);
-    return r;
-  }();
-  return rows;
-}
+std::span<const Method* const> methods() { return kMethods; }
 
 const Method& find_method(std::string_view name) {
   std::vector<std::string> known;
-  for (const Method& m : methods()) {
-    if (m.name == name) return m;
-    known.push_back(m.name);
+  for (const Method* m : methods()) {
+    if (m->name == name) return *m;
+    known.push_back(m->name);
   }
   fail(fmt::format("unknown method '{}'; known: {}", name, fmt::join(known, ", ")));
 }
@@ -125,6 +118,12 @@ Plan routed_plan(const Params& dense, int group, bool bias, RouterInput input, R
         .cut = cut};
   }
   return plan;
+}
+
+RouterInput router_input(const Knobs& k) {
+  static constexpr const char* kInputs[] = {"normed", "residual"};
+  return get_choice(k, "router_input", kInputs) == "normed" ? RouterInput::normed
+                                                            : RouterInput::residual;
 }
 
 void init_routers(Params& p, double std, double bias, uint64_t seed) {

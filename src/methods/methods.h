@@ -45,7 +45,7 @@ struct Method {
   const char* about;
 };
 
-std::span<const Method> methods();
+std::span<const Method* const> methods();
 const Method& find_method(std::string_view name);  // throws Error that lists the known ones
 
 // Resolves the knobs and fits; the plan carries the method's name and every knob.
@@ -71,6 +71,8 @@ void add_histogram(const FitInput&, Fitted&, Gate, const std::string& stage);
 // A plan of experts of `group` neighbours, grouped by balanced k-means, with linear routers.
 Plan routed_plan(const Params& dense, int group, bool bias, RouterInput, Rule, double cut,
                  uint64_t seed);
+// The shared knob router_input: "normed" or "residual".
+RouterInput router_input(const Knobs&);
 // Fills the routers: weights normal(0, std), biases `bias`.
 void init_routers(Params&, double std, double bias, uint64_t seed);
 
