@@ -328,7 +328,7 @@ TEST(SafetensorsRefusal, NumbersThatAreNotSizes) {
   expect_refused(file_of(header_of("[1]", "[-4,0]")),
                  "tensor \"w\", data_offsets" + expected + "a negative number");
   for (const char* number : {"1.0", "1e2", "18446744073709551616"})
-    expect_refused(file_of(header_of("[" + std::string(number) + "]", "[0,4]")),
+    expect_refused(file_of(header_of(std::string("[") + number + "]", "[0,4]")),
                    "tensor \"w\", shape" + expected + other);
 }
 
