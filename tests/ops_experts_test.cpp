@@ -39,7 +39,9 @@ TEST_P(ExpertsTest, Gate) {
     } const cases[] = {{Rule::all, 0.5},     {Rule::threshold, 0.5}, {Rule::threshold, -1},
                        {Rule::threshold, 1}, {Rule::top_k, 0},       {Rule::top_k, 1},
                        {Rule::top_k, 3},     {Rule::top_k, 1000}};
-    for (const auto& [rule, cut] : cases) {
+    for (const auto& one : cases) {
+      const Rule rule = one.rule;
+      const double cut = one.cut;
       run({g}, [&](const Ops& o, Ctx& c) { o.gate(c, g, s0, rule, cut); });
       Values want;
       for (int64_t i = 0; i < N * E; ++i) {

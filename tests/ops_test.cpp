@@ -183,7 +183,10 @@ TEST_P(OpsTest, Attention) {
                      {{2, 3, 4}, {4, 2, 5}, 7},    {{3, 1, 6}, {6, 2, 8}, 9},
                      {{1, 5, 0}, {3, 3, 7}, 5},    {{4, 70, 0}, {6, 3, 9}, 70},
                      {{1, 33, 30}, {2, 1, 17}, 64}};
-  for (const auto& [c, h, S] : cases) {
+  for (const auto& one : cases) {
+    const Chunk c = one.c;
+    const HeadShape h = one.h;
+    const int64_t S = one.S;
     SCOPED_TRACE(fmt::format("B {} T {} pos {} H {} K {}", c.B, c.T, c.pos, h.H, h.K));
     const int64_t N = c.B * c.T, R = c.pos + c.T, W = (h.H + 2 * h.K) * h.C, HC = h.H * h.C;
     const Tensor qkv = normal({N, W}), out = blank({N, HC}), bare = blank({N, HC});

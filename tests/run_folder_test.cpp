@@ -337,7 +337,9 @@ TEST_F(Folder, InterruptedFitGoesOnToTheSameBits) {
   const LoadedRun whole = fitted(dense, "lte", "whole");
   const std::pair<const char*, int64_t> stops[] = {
       {"stage1", 2}, {"stage1", 5}, {"stage2", 1}, {"stage2", 3}, {"stage2", 5}};
-  for (const auto& [stage, step] : stops) {
+  for (const auto& stop : stops) {
+    const std::string stage = stop.first;
+    const int64_t step = stop.second;
     const std::string name = fmt::format("{}-{}", stage, step);
     SCOPED_TRACE(name);
     EXPECT_THROW(fitted(dense, "lte", name,
