@@ -5,7 +5,7 @@ SHARD   ?= 0/1
 JOBS    ?= $(shell nproc)
 LTE      = $(BUILD)/lte
 
-.PHONY: help deps build test reproduce bench report claims data check format gpu clean
+.PHONY: help deps build program test reproduce bench report claims data check format gpu clean
 help:
 	@echo "make reproduce [PROFILE=default|smoke|full|text] [SHARD=i/n]   run the comparison and write results/"
 	@echo "make test       build and run all tests"
@@ -23,10 +23,14 @@ build: deps
 	@cmake --preset release -B $(BUILD) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@cmake --build $(BUILD) -j $(JOBS)
 
+program: deps
+	@cmake --preset release -B $(BUILD) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build $(BUILD) -j $(JOBS) --target lte
+
 test: build
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
-reproduce: build
+reproduce: program
 	@if [ "$(PROFILE)" = text ]; then datasets/fetch.sh data; fi
 	@$(LTE) run suites/$(PROFILE).toml --shard $(SHARD)
 
@@ -36,9 +40,9 @@ bench: build
 	@$(BUILD)/bench_ffn $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_ffn.json
 	@$(BUILD)/bench_train $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_train.json
 
-report: build
+report: program
 	@$(LTE) report
-claims: build
+claims: program
 	@$(LTE) claims
 
 data:

@@ -74,9 +74,11 @@ int cmd_fit(const CommonArgs& c, const FitArgs& a) {
   const Dataset d = dataset_of(base, a.from, a.data, c);
   Backend be = open_backend("cpu", c.threads);
   ProgressLine line;
-  const auto start = Clock::now();
+  auto start = Clock::now();
+  std::string current;
   fit_method(be, base, d, a.method, knobs, a.seed, a.out,
              [&](const std::string& stage, const StepLog& l) {
+               if (stage != current) current = stage, start = Clock::now();
                watcher(line, a.method + " " + stage, start)(l);
              });
   line.close();

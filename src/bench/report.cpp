@@ -38,6 +38,11 @@ Facts guide() {
        "microseconds per token of the same forward that is scored, the median of interleaved "
        "repetitions with the median absolute deviation in brackets; over seeds the median of "
        "both. Speed-up is dense / this of the same run, with its range over seeds."},
+      {"Settings tried",
+       "how many hyper-parameter settings of the method were looked at on the validation split "
+       "before this row's was fixed; 1: taken over from elsewhere. They are not equal: LTE had "
+       "more of them than the baselines."},
+      {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",
        "in the suite `default` the seeds of a row share one base model and differ in clustering, "
        "calibration and batches; in `full` every seed has a base of its own."},

@@ -79,12 +79,12 @@ std::vector<Series> series_of(const Group& g, const PointOf& point_of) {
 }
 
 std::vector<Level> dense_levels(const Group& g, const PointOf& point_of) {
-  constexpr Stroke kStrokes[] = {Stroke::solid, Stroke::dashed};
   std::vector<Level> levels;
   for (const Row& row : g.rows) {
     if (row.failed || !is_dense(row)) continue;
     const auto p = point_of(row);
-    if (p) levels.push_back({row_name(row), p->y, kStrokes[levels.size() % 2]});
+    const bool paper = row.what().protocol == "paper";
+    if (p) levels.push_back({row_name(row), p->y, paper ? Stroke::dashed : Stroke::solid});
   }
   return levels;
 }
