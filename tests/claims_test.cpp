@@ -8,21 +8,12 @@
 #include <filesystem>
 
 #include "core/files.h"
+#include "errors.h"
 
 namespace lte {
 namespace {
 
 namespace fs = std::filesystem;
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 struct Claims : ::testing::Test {
   std::string folder = ::testing::TempDir() + "lte_claims_test_" + std::to_string(getpid());

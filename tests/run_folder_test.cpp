@@ -12,6 +12,7 @@
 #include "bench/runner.h"
 #include "core/files.h"
 #include "data/text_data.h"
+#include "errors.h"
 #include "io/safetensors.h"
 #include "testing.h"
 
@@ -19,19 +20,6 @@ namespace lte::testing {
 namespace {
 
 namespace fs = std::filesystem;
-
-// The message of an Error, which must be one line; anything else that is thrown ends the test.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    const std::string message = e.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-    return message;
-  }
-  return "no error";
-}
 
 struct Stop {};  // what an interruption throws
 
