@@ -37,27 +37,12 @@ void print_record(const Record& r) {
     fmt::print("prefill      {:.2f} us a token (MAD {:.2f})\n", r.prefill->median, r.prefill->mad);
 }
 
-// Makes `split` what is scored. "all" is the whole text, for one that the model was not trained on.
-void choose_split(Dataset& d, const std::string& split) {
-  if (split == "test") return;
-  d.test_floor.reset();
-  d.examples.clear(), d.task.clear();
-  if (split == "train") d.test = d.train;
-  if (split == "valid") d.test = d.valid;
-  if (split != "all") return;
-  LTE_CHECK(d.test.starts.empty(), d.name + ": has documents; choose --split train, valid or test");
-  std::vector<int32_t> tokens = d.train.tokens;
-  tokens.insert(tokens.end(), d.valid.tokens.begin(), d.valid.tokens.end());
-  tokens.insert(tokens.end(), d.test.tokens.begin(), d.test.tokens.end());
-  d.test.tokens = std::move(tokens);
-}
-
 }  // namespace
 
 int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
   const LoadedRun run = load_run(a.run);
   Dataset data = dataset_of(run, a.run, a.data, c);
-  choose_split(data, a.split);
+  use_split(data, a.split);
   Experiment e;
   e.base = {.model = run.params.cfg.name,
             .dataset = data.name,

@@ -45,9 +45,10 @@ Experiment parse_name(std::string_view);  // throws Error
 struct SuiteSpec {
   std::string name, about;
   std::vector<Experiment> experiments;
-  int64_t score_windows = 0;  // test windows that quality is scored on; 0: all
-  int64_t time_windows = 4;   // windows that latency walks over
-  int repetitions = 9;        // interleaved repetitions of the timing
+  int64_t score_windows = 0;   // test windows that quality is scored on; 0: all
+  int64_t time_windows = 4;    // windows that latency walks over
+  int repetitions = 9;         // interleaved repetitions of the timing; 0: not timed
+  std::string split = "test";  // what quality is scored on; "valid" for a search of settings
 };
 SuiteSpec load_suite(const std::string& path);
 

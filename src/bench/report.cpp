@@ -26,7 +26,8 @@ Facts guide() {
        "tokens and layers, measured in the run that is scored. Sparsity is 1 - "
        "active."},
       {"Loss",
-       "nats per scored token of the test split; ± is the sample standard deviation over "
+       "nats per scored token of the test split, in searches of the validation split; ± is the "
+       "sample standard deviation over "
        "seeds, with their number in brackets. Perplexity is its exponential per token, byte "
        "and word; excess is the loss above that of the true source of synthetic text."},
       {"FLOPs/token (paper convention)",
@@ -40,8 +41,8 @@ Facts guide() {
        "both. Speed-up is dense / this of the same run, with its range over seeds."},
       {"Settings tried",
        "how many hyper-parameter settings of the method were looked at on the validation split "
-       "before this row's was fixed; 1: taken over from elsewhere. They are not equal: LTE had "
-       "more of them than the baselines."},
+       "before this row's was fixed, the same number for all: the suite `search`, whose records "
+       "are below. Empty: taken over from elsewhere."},
       {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",
        "in the suite `default` the seeds of a row share one base model and differ in clustering, "
@@ -79,13 +80,15 @@ Facts machine_of(const Group& g) {
 }
 
 Section section_of(const Group& g, std::set<std::string>& taken) {
-  Section s{.title = fmt::format("{}: {} on {}", g.suite, g.model, g.dataset),
+  const bool search = g.records.front()->split != "test";  // settings, not results: no plots
+  Section s{.title = fmt::format("{}: {} on {}{}", g.suite, g.model, g.dataset,
+                                 search ? " (validation split)" : ""),
             .anchor = unique(slug(fmt::format("{}-{}-{}", g.suite, g.model, g.dataset)), taken),
             .tables = tables_of(g),
             .notes = g.fixed,
             .figures = {},
             .machine = machine_of(g)};
-  s.figures = figures_of(g, s.anchor);
+  if (!search) s.figures = figures_of(g, s.anchor);
   return s;
 }
 

@@ -37,7 +37,10 @@ struct Runner {
 
   const Dataset& dataset(const std::string& name) {
     auto& slot = datasets[name];
-    if (!slot) slot = std::make_unique<Dataset>(load_dataset(name, "", spec.data));
+    if (!slot) {
+      slot = std::make_unique<Dataset>(load_dataset(name, "", spec.data));
+      use_split(*slot, spec.suite.split);
+    }
     return *slot;
   }
 
@@ -87,7 +90,7 @@ struct Runner {
     const SuiteSpec& s = spec.suite;
     return fmt::format(
         "{}/record-{}.json", fit_folder(e),
-        short_hash(fmt::format("{} {} {} {} {} {} {}", name_of(e), e.protocol, e.trials,
+        short_hash(fmt::format("{} {} {} {} {} {} {} {}", name_of(e), e.protocol, e.trials, s.split,
                                s.score_windows, s.time_windows, s.repetitions, kTrainerRevision)));
   }
 
@@ -139,7 +142,9 @@ struct Runner {
       };
       const LoadedRun run = fit_method(be, base_run, dataset(e.base.dataset), e.method, e.knobs,
                                        e.seed, fit_folder(e), see);
-      return measure(run, dataset(e.base.dataset), e, spec.suite.score_windows, spec.threads);
+      Record r = measure(run, dataset(e.base.dataset), e, spec.suite.score_windows, spec.threads);
+      r.split = spec.suite.split;
+      return r;
     } catch (const Error& error) {
       Record r;
       r.what = e, r.status = "failed", r.why = error.what();
@@ -176,7 +181,7 @@ struct Runner {
       records.push_back(read_records(record_path(*e)).at(0));
       cached &= records.back().decode.has_value() || records.back().status != "ok";
     }
-    if (!cached) {
+    if (!cached && spec.suite.repetitions > 0) {
       std::vector<std::unique_ptr<LoadedRun>> runs;
       std::vector<Timed> timed;
       for (size_t i = 0; i < group.size(); ++i) {

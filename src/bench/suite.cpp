@@ -161,14 +161,17 @@ SuiteSpec load_suite(const std::string& path) {
     fail(fmt::format("{}:{}: {}", path, e.source().begin.line, e.description()));
   }
   const Reader r{path};
-  r.known_keys(
-      root, "the suite",
-      {"suite", "about", "score_windows", "time_windows", "repetitions", "base", "experiment"});
+  r.known_keys(root, "the suite",
+               {"suite", "about", "split", "score_windows", "time_windows", "repetitions", "base",
+                "experiment"});
   SuiteSpec s;
   s.name = r.get<std::string>(root, "suite"), s.about = r.get<std::string>(root, "about", "");
   s.score_windows = whole(r, root, "score_windows", 0, 0, kMost);
   s.time_windows = whole(r, root, "time_windows", 4, 1, kMost);
-  s.repetitions = static_cast<int>(whole(r, root, "repetitions", 9, 1, 1000));
+  s.repetitions = static_cast<int>(whole(r, root, "repetitions", 9, 0, 1000));
+  s.split = r.get<std::string>(root, "split", "test");
+  LTE_CHECK(s.split == "test" || s.split == "valid",
+            fmt::format("{}: split '{}' is neither 'test' nor 'valid'", path, s.split));
   std::map<std::string, Base> bases;
   each_table(r, root, "base", [&](const toml::table& t) {
     const auto id = r.get<std::string>(t, "id");

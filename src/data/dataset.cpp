@@ -48,6 +48,24 @@ Dataset load_dataset(const std::string& name, const std::string& tokenizer,
   fail(fmt::format("dataset \"{}\" is not known; known are {}", name, known_names()));
 }
 
+void use_split(Dataset& d, const std::string& split) {
+  if (split == "test") return;
+  d.test_floor.reset();
+  d.examples.clear(), d.task.clear();
+  if (split == "train") {
+    d.test = d.train;
+  } else if (split == "valid") {
+    d.test = d.valid;
+  } else {
+    LTE_CHECK(split == "all", "unknown split '" + split + "'; known: test, valid, train, all");
+    LTE_CHECK(d.test.starts.empty(), d.name + ": has documents; choose test, valid or train");
+    std::vector<int32_t> tokens = d.train.tokens;
+    tokens.insert(tokens.end(), d.valid.tokens.begin(), d.valid.tokens.end());
+    tokens.insert(tokens.end(), d.test.tokens.begin(), d.test.tokens.end());
+    d.test.tokens = std::move(tokens);
+  }
+}
+
 void retokenize(Dataset& d, const Tokenizer& tokenizer) {
   if (d.tokenizer.vocab == tokenizer.vocab) return;
   LTE_CHECK(d.train.starts.empty() && d.train.scored.empty(),

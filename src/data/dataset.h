@@ -52,6 +52,11 @@ Dataset load_dataset(const std::string& name, const std::string& tokenizer, cons
 // Throws Error where the dataset has documents, or a character that the tokenizer does not know.
 void retokenize(Dataset&, const Tokenizer&);
 
+// Makes `split` ("test", "valid", "train" or "all") what is scored, without the test split's task and
+// floor. "all" is the whole text, for one that the model was not trained on. Throws Error for another
+// name, and for "all" of documents.
+void use_split(Dataset&, const std::string& split);
+
 // How much text the scored targets of `windows` are: what byte and word perplexity divide by.
 struct TextSize {
   int64_t tokens = 0, bytes = 0, words = 0;
