@@ -174,7 +174,7 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
           op.gemm(ctx, want, h, false, down, false);
           op.route(ctx, index, count, gates);
           const auto gathered = [&](const Ops& o, Ctx& c) {
-            o.ffn_gathered(c, out, x, gates, index, count, up, up_b, gate_w, down, act);
+            o.ffn_gathered(c, out, x, gates, index, count, {}, up, up_b, gate_w, down, act);
           };
           run({out}, gathered);
           // A rounding error is as large as the partial sum it happens in, up to the result.

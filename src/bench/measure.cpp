@@ -115,7 +115,7 @@ Record measure(const LoadedRun& run, const Dataset& data, Experiment e, int64_t 
   run_task(run, data, be, r);
   r.train_tokens = run.info.train_tokens, r.calibration_tokens = run.info.calibration_tokens;
   r.train_flops = run.info.train_flops, r.train_seconds = run.info.train_seconds;
-  r.histograms = run.info.histograms;
+  r.histograms = run.info.histograms, r.predictors = run.info.predictors;
   r.machine = describe_machine(threads);
   return r;
 }

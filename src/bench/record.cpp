@@ -84,11 +84,13 @@ Json training_json(const Record& r) {
   Json histograms = Json::array();
   for (const Histogram& h : r.histograms)
     histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
-  return {{"tokens", r.train_tokens},
-          {"calibration_tokens", r.calibration_tokens},
-          {"flops", r.train_flops},
-          {"seconds", r.train_seconds},
-          {"score_histograms", histograms}};
+  Json predictors = Json::array();
+  for (const Prediction& p : r.predictors)
+    predictors.push_back(
+        {{"recall", p.recall}, {"precision", p.precision}, {"density", p.density}});
+  return {{"tokens", r.train_tokens},       {"calibration_tokens", r.calibration_tokens},
+          {"flops", r.train_flops},         {"seconds", r.train_seconds},
+          {"score_histograms", histograms}, {"predictors", predictors}};
 }
 
 void quality_from(const Json& j, Record& r) {
@@ -159,6 +161,9 @@ Record record_from_json(std::string_view line) {
     for (const Json& h : train.at("score_histograms")) {
       r.histograms.push_back(
           {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
+    }
+    for (const Json& p : train.value("predictors", Json::array())) {
+      r.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density")});
     }
     r.machine = j.at("machine").get<std::map<std::string, std::string>>();
     return r;

@@ -44,6 +44,7 @@ struct Record {
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0, train_seconds = 0;
   std::vector<Histogram> histograms;
+  std::vector<Prediction> predictors;  // one a layer, on calibration text
   std::map<std::string, std::string>
       machine;  // cpu, cores, threads, compiler, flags, revision, date ...
 };

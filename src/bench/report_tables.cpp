@@ -122,6 +122,14 @@ constexpr ColumnRule kIdeal = {"bound", true, [](const Row& row) {
                                }};
 constexpr ColumnRule kStatus = {"status", false, status};
 
+// Mean over the layers of a figure of their predictors.
+std::optional<double> over_layers(const Record& r, double Prediction::*field) {
+  if (r.predictors.empty()) return {};
+  double sum = 0;
+  for (const Prediction& p : r.predictors) sum += p.*field;
+  return sum / static_cast<double>(r.predictors.size());
+}
+
 constexpr ColumnRule kQuality[] = {
     kLabel,
     kProtocol,
@@ -154,6 +162,15 @@ constexpr ColumnRule kQuality[] = {
     {"slot error", true,
      [](const Row& row) {
        return with_sd(over_seeds(row, [](const Record& r) { return r.slot_error; }), 3);
+     }},
+    {"predictor recall / precision", true,
+     [](const Row& row) {
+       const std::string recall = mean_of(
+           row, [](const Record& r) { return over_layers(r, &Prediction::recall); }, 2);
+       if (recall.empty()) return recall;
+       return recall + " / " +
+              mean_of(
+                  row, [](const Record& r) { return over_layers(r, &Prediction::precision); }, 2);
      }},
     {"FLOPs/token", true,
      [](const Row& row) {

@@ -17,8 +17,12 @@ using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 constexpr int kFormat = 1;
-constexpr const char *kRules[] = {"all", "threshold", "top_k"}, *kRouters[] = {"none", "linear"},
-                     *kInputs[] = {"normed", "residual"};
+constexpr const char *kRules[] = {"all", "threshold", "top_k", "cumulative", "relative_max"},
+                     *kRouters[] = {"none", "linear", "two_layer", "activation", "gate"},
+                     *kInputs[] = {"normed", "residual", "unit", "ahead"},
+                     *kSquashes[] = {"sigmoid", "softmax", "absolute", "none", "kept_softmax"},
+                     *kInners[] = {"none", "relu", "tanh"},
+                     *kMeasures[] = {"magnitude", "norm", "positive"};
 
 template <size_t N>
 size_t index_of(const char* const (&names)[N], const std::string& name) {
@@ -37,6 +41,12 @@ Json plan_json(const Plan& plan) {
                       {"input", kInputs[static_cast<size_t>(p.input)]},
                       {"rule", kRules[static_cast<size_t>(p.rule)]},
                       {"cut", p.cut},
+                      {"width", p.width},
+                      {"inner", kInners[static_cast<size_t>(p.inner)]},
+                      {"squash", kSquashes[static_cast<size_t>(p.squash)]},
+                      {"measure", kMeasures[static_cast<size_t>(p.measure)]},
+                      {"weighted", p.weighted},
+                      {"down_bias", p.down_bias},
                       {"order", p.order}});
   }
   return {{"method", plan.method}, {"knobs", plan.knobs}, {"layers", layers}};
@@ -45,13 +55,20 @@ Json plan_json(const Plan& plan) {
 Plan plan_from(const Json& j) {
   Plan plan{.method = j.at("method"), .knobs = j.at("knobs").get<Knobs>(), .layer = {}};
   for (const Json& l : j.at("layers")) {
-    plan.layer.push_back({.group = l.at("group"),
-                          .order = l.at("order").get<std::vector<int>>(),
-                          .router = static_cast<RouterKind>(index_of(kRouters, l.at("router"))),
-                          .router_bias = l.at("router_bias"),
-                          .input = static_cast<RouterInput>(index_of(kInputs, l.at("input"))),
-                          .rule = static_cast<Rule>(index_of(kRules, l.at("rule"))),
-                          .cut = l.at("cut")});
+    plan.layer.push_back(
+        {.group = l.at("group"),
+         .order = l.at("order").get<std::vector<int>>(),
+         .router = static_cast<RouterKind>(index_of(kRouters, l.at("router"))),
+         .router_bias = l.at("router_bias"),
+         .input = static_cast<RouterInput>(index_of(kInputs, l.at("input"))),
+         .rule = static_cast<Rule>(index_of(kRules, l.at("rule"))),
+         .cut = l.at("cut"),
+         .width = l.value("width", 0),
+         .inner = static_cast<Inner>(index_of(kInners, l.value("inner", "none"))),
+         .squash = static_cast<Squash>(index_of(kSquashes, l.value("squash", "sigmoid"))),
+         .measure = static_cast<Measure>(index_of(kMeasures, l.value("measure", "magnitude"))),
+         .weighted = l.value("weighted", false),
+         .down_bias = l.value("down_bias", false)});
   }
   return plan;
 }
@@ -60,6 +77,10 @@ Json info_json(const RunInfo& i) {
   Json histograms = Json::array();
   for (const Histogram& h : i.histograms)
     histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
+  Json predictors = Json::array();
+  for (const Prediction& p : i.predictors)
+    predictors.push_back(
+        {{"recall", p.recall}, {"precision", p.precision}, {"density", p.density}});
   return {{"kind", i.kind},
           {"dataset", i.dataset},
           {"data_sha256", i.data_sha256},
@@ -74,7 +95,8 @@ Json info_json(const RunInfo& i) {
           {"calibration_tokens", i.calibration_tokens},
           {"train_flops", i.train_flops},
           {"train_seconds", i.train_seconds},
-          {"histograms", histograms}};
+          {"histograms", histograms},
+          {"predictors", predictors}};
 }
 
 RunInfo info_from(const Json& j) {
@@ -92,7 +114,11 @@ RunInfo info_from(const Json& j) {
             .calibration_tokens = j.at("calibration_tokens"),
             .train_flops = j.at("train_flops"),
             .train_seconds = j.at("train_seconds"),
-            .histograms = {}};
+            .histograms = {},
+            .predictors = {}};
+  for (const Json& p : j.value("predictors", Json::array())) {
+    i.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density")});
+  }
   for (const Json& h : j.at("histograms")) {
     i.histograms.push_back(
         {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});

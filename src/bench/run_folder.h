@@ -22,6 +22,7 @@ struct RunInfo {
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0, train_seconds = 0;
   std::vector<Histogram> histograms;
+  std::vector<Prediction> predictors;  // one a layer
 };
 
 struct LoadedRun {

@@ -54,7 +54,8 @@ LoadedRun train_base(Backend& be, const std::string& model, const TrainSpec& spe
               .train_flops = static_cast<double>(tokens) *
                              train_flops(cfg, plan, static_cast<int>(seq), false),
               .train_seconds = logged_seconds(folder),
-              .histograms = {}};
+              .histograms = {},
+              .predictors = {}};
   save_run(folder, run.params, run.plan, run.tokenizer, run.info);
   clear_checkpoints(folder);
   return run;
@@ -102,7 +103,8 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
               .calibration_tokens = f.calibration_tokens,
               .train_flops = f.train_flops,
               .train_seconds = logged_seconds(folder),
-              .histograms = std::move(f.histograms)};
+              .histograms = std::move(f.histograms),
+              .predictors = std::move(f.predictors)};
   save_run(folder, run.params, run.plan, run.tokenizer, run.info);
   clear_checkpoints(folder);
   return run;

@@ -41,6 +41,7 @@ Backend open_cpu(int threads) {
   fill_attention(b.ops);
   fill_ffn(b.ops);
   fill_experts(b.ops);
+  fill_gathered(b.ops);
   fill_loss(b.ops);
   return b;
 }

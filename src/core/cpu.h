@@ -74,6 +74,7 @@ void fill_norm(Ops&);       // cpu_norm.cpp
 void fill_attention(Ops&);  // cpu_attention.cpp
 void fill_ffn(Ops&);        // cpu_ffn.cpp
 void fill_experts(Ops&);    // cpu_experts.cpp
+void fill_gathered(Ops&);   // cpu_gathered.cpp
 void fill_loss(Ops&);       // cpu_loss.cpp
 
 }  // namespace lte

@@ -1,12 +1,13 @@
-// Router scores, gates, compaction and the gathered feed-forward layer on the CPU.
+// Router scores, gates, compaction and the losses on them on the CPU.
 #include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
 
 #include "core/cpu.h"
+#include "core/rng.h"
 
 namespace lte {
-
-template <class T>
-void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind);  // cpu_ffn.cpp
 
 namespace {
 
@@ -29,15 +30,34 @@ void sigmoid_backward(Ctx& ctx, Tensor dz, Tensor dscore, Tensor score) {
   });
 }
 
+// The experts of one token by falling score, ties by number; NaN is lowest. Only the first `k` of
+// the list are in place.
 template <class T>
-void gate_top_k(T* gates, const T* scores, int64_t E, int64_t k) {
+void best_first(int32_t* order, const T* scores, int64_t E, int64_t k) {
+  const auto value = [&](int32_t e) {
+    return scores[e] == scores[e] ? scores[e] : -std::numeric_limits<T>::infinity();
+  };
+  std::iota(order, order + E, 0);
+  std::partial_sort(order, order + k, order + E, [&](int32_t a, int32_t b) {
+    return value(a) > value(b) || (value(a) == value(b) && a < b);
+  });
+}
+
+template <class T>
+void gate_top_k(T* gates, const T* scores, int64_t E, int64_t k, int32_t* order) {
+  best_first(order, scores, E, k);
   std::fill(gates, gates + E, T(0));
-  for (int64_t picked = 0; picked < std::min(k, E); ++picked) {
-    int64_t best = -1;
-    for (int64_t e = 0; e < E; ++e) {
-      if (gates[e] == T(0) && (best < 0 || scores[e] > scores[best])) best = e;
-    }
-    gates[best] = T(1);
+  for (int64_t i = 0; i < k; ++i) gates[order[i]] = T(1);
+}
+
+template <class T>
+void gate_cumulative(T* gates, const T* scores, int64_t E, double share, int32_t* order) {
+  best_first(order, scores, E, E);
+  double all = 0, sum = 0;
+  for (int64_t e = 0; e < E; ++e) all += static_cast<double>(scores[e]);
+  std::fill(gates, gates + E, T(0));
+  for (int64_t i = 0; i < E && (i == 0 || sum < share * all); ++i) {
+    gates[order[i]] = T(1), sum += static_cast<double>(scores[order[i]]);
   }
 }
 
@@ -45,7 +65,8 @@ void gate(Ctx& ctx, Tensor gates, Tensor scores, Rule rule, double cut) {
   with_type(gates, [&]<class T>() {
     const int64_t E = scores.cols();
     const T limit = static_cast<T>(cut);
-    for_ranges(ctx, scores.rows(), row_grain(E), [&](int64_t begin, int64_t end, int) {
+    for_ranges(ctx, scores.rows(), row_grain(E), [&](int64_t begin, int64_t end, int thread) {
+      auto* order = ctx.workspace<int32_t>(thread, E);
       for (int64_t n = begin; n < end; ++n) {
         const T* s = scores.as<T>() + n * E;
         T* g = gates.as<T>() + n * E;
@@ -53,7 +74,118 @@ void gate(Ctx& ctx, Tensor gates, Tensor scores, Rule rule, double cut) {
         if (rule == Rule::threshold) {
           for (int64_t e = 0; e < E; ++e) g[e] = s[e] > limit ? T(1) : T(0);
         }
-        if (rule == Rule::top_k) gate_top_k(g, s, E, static_cast<int64_t>(cut));
+        if (rule == Rule::top_k) {
+          gate_top_k(g, s, E, std::clamp<int64_t>(static_cast<int64_t>(cut), 0, E), order);
+        }
+        if (rule == Rule::cumulative) gate_cumulative(g, s, E, cut, order);
+        if (rule == Rule::relative_max) {
+          const T least = limit * *std::max_element(s, s + E);
+          for (int64_t e = 0; e < E; ++e) g[e] = s[e] >= least ? T(1) : T(0);
+        }
+      }
+    });
+  });
+}
+
+void softmax(Ctx& ctx, Tensor x) {
+  with_type(x, [&]<class T>() {
+    const int64_t E = x.cols();
+    for_ranges(ctx, x.rows(), row_grain(E), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        VecMap<T> row(x.as<T>() + n * E, E);
+        row = (row - row.maxCoeff()).exp();
+        row /= row.sum();
+      }
+    });
+  });
+}
+
+void absolute(Ctx& ctx, Tensor x) {
+  with_type(x, [&]<class T>() {
+    for_ranges(ctx, x.size(), 32768, [&](int64_t begin, int64_t end, int) {
+      VecMap<T> v(x.as<T>() + begin, end - begin);
+      v = v.abs();
+    });
+  });
+}
+
+void unit_rows(Ctx& ctx, Tensor out, Tensor x) {
+  with_type(x, [&]<class T>() {
+    const int64_t D = x.cols();
+    for_ranges(ctx, x.rows(), row_grain(D), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        const VecMap<T> row(x.as<T>() + n * D, D);
+        const T length = std::sqrt(row.square().sum());
+        VecMap<T>(out.as<T>() + n * D, D) = row * (length > T(0) ? T(1) / length : T(0));
+      }
+    });
+  });
+}
+
+void noise_add(Ctx& ctx, Tensor x, double std, uint64_t seed) {
+  with_type(x, [&]<class T>() {
+    for_ranges(ctx, x.size(), 8192, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        Rng rng(hash64(seed, 0x2015e, static_cast<uint64_t>(i)));
+        x.as<T>()[i] += static_cast<T>(std * rng.normal());
+      }
+    });
+  });
+}
+
+void measure(Ctx& ctx, Tensor scores, Tensor a, Tensor down, Measure how) {
+  const int64_t E = scores.cols(), F = a.cols(), G = F / E;
+  with_type(scores, [&]<class T>() {
+    T* w = ctx.workspace<T>(ctx.pool.size(), F);
+    for (int64_t j = 0; j < F; ++j) {
+      w[j] = down ? std::sqrt(VecMap<T>(down.as<T>() + j * down.cols(), down.cols()).square().sum())
+                  : T(1);
+    }
+    for_ranges(ctx, scores.rows(), row_grain(F), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t e = 0; e < E; ++e) {
+          const T* v = a.as<T>() + n * F + e * G;
+          T sum = 0;
+          for (int64_t j = 0; j < G; ++j) {
+            const T worth = v[j] * w[e * G + j];
+            if (how == Measure::magnitude) sum += std::abs(worth);
+            if (how == Measure::norm) sum += worth * worth;
+            if (how == Measure::positive) sum += std::max(worth, T(0));
+          }
+          scores.as<T>()[n * E + e] = how == Measure::norm ? std::sqrt(sum) : sum;
+        }
+      }
+    });
+  });
+}
+
+void gate_softmax(Ctx& ctx, Tensor gates, Tensor scores) {
+  const int64_t E = gates.cols();
+  with_type(gates, [&]<class T>() {
+    for_ranges(ctx, gates.rows(), row_grain(E), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        T* g = gates.as<T>() + n * E;
+        const T* s = scores.as<T>() + n * E;
+        T most = -std::numeric_limits<T>::infinity(), sum = 0;
+        for (int64_t e = 0; e < E; ++e) most = g[e] != T(0) ? std::max(most, s[e]) : most;
+        for (int64_t e = 0; e < E; ++e) {
+          g[e] = g[e] != T(0) ? std::exp(s[e] - most) : T(0);
+          sum += g[e];
+        }
+        for (int64_t e = 0; e < E; ++e) g[e] = sum > T(0) ? g[e] / sum : T(0);
+      }
+    });
+  });
+}
+
+void gate_softmax_backward(Ctx& ctx, Tensor dz, Tensor dgates, Tensor gates) {
+  const int64_t E = gates.cols();
+  with_type(gates, [&]<class T>() {
+    for_ranges(ctx, gates.rows(), row_grain(E), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        const VecMap<T> g(gates.as<T>() + n * E, E), d(dgates.as<T>() + n * E, E);
+        const T mean = (g * d).sum();
+        VecMap<T>(dz.as<T>() + n * E, E) = g * (d - mean);
       }
     });
   });
@@ -117,6 +249,29 @@ void gate_loss_add(Ctx& ctx, Tensor dscores, Tensor sums, Tensor scores, GateLos
   });
 }
 
+// d/da of S^2 / Q, with S = sum |a| and Q = sum a^2: 2 S sign(a) / Q - 2 S^2 a / Q^2.
+void hoyer_add(Ctx& ctx, Tensor da, Tensor sum, Tensor a, double weight) {
+  const int64_t N = a.rows(), F = a.cols();
+  with_type(a, [&]<class T>() {
+    const int64_t grain = row_grain(F);
+    std::vector<double> part(static_cast<size_t>((N + grain - 1) / grain));
+    for_ranges(ctx, N, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        const VecMap<T> x(a.as<T>() + n * F, F);
+        const auto S = static_cast<double>(x.abs().sum()),
+                   Q = static_cast<double>(x.square().sum());
+        part[static_cast<size_t>(begin / grain)] += Q > 0 ? S * S / Q : 1;
+        if (!(Q > 0)) continue;
+        const double scale = weight / static_cast<double>(N);
+        VecMap<T>(da.as<T>() + n * F, F) += x.sign() * static_cast<T>(scale * 2 * S / Q) -
+                                            x * static_cast<T>(scale * 2 * S * S / (Q * Q));
+      }
+    });
+    *sum.as<double>() = 0;
+    for (double p : part) *sum.as<double>() += p / static_cast<double>(N);
+  });
+}
+
 void route(Ctx&, Tensor index, Tensor count, Tensor gates) {
   const int64_t N = gates.rows(), E = gates.cols();
   int32_t *list = index.as<int32_t>(), *size = count.as<int32_t>();
@@ -131,141 +286,24 @@ void route(Ctx&, Tensor index, Tensor count, Tensor gates) {
   });
 }
 
-template <class T>
-struct Gathered {
-  MatMap<T> out, x, gates, up, down;
-  T *gate_w, *up_bias;  // null where absent
-  Act act;
-  int64_t D, G;
-
-  int64_t work_size(int64_t tokens) const { return tokens * (2 * D + 3 * G); }
-
-  // Adds expert e's output for `tokens` (n of them, rows of x) to y, whose rows are n - first.
-  void expert_add(int64_t e, const int32_t* tokens, int64_t n, MatMap<T> y, int64_t first,
-                  T* work) const {
-    auto in = matrix(work, n, D, D), part = matrix(work + n * D, n, D, D);
-    auto u = matrix(work + 2 * n * D, n, G, G), g = matrix(u.data() + n * G, n, G, G);
-    auto h = matrix(g.data() + n * G, n, G, G);
-    const auto rows = [&](T* w) { return matrix(w + e * G * D, G, D, D); };
-    for (int64_t i = 0; i < n; ++i) in.row(i) = x.row(tokens[i]);
-    u.noalias() = in * rows(const_cast<T*>(up.data())).transpose();
-    if (up_bias) u.rowwise() += RowMap<T>(up_bias + e * G, G);
-    if (gate_w) {
-      g.noalias() = in * rows(gate_w).transpose();
-      activate_block<T>(h.data(), g.data(), u.data(), n * G, act);
-    } else {
-      activate_block<T>(h.data(), u.data(), nullptr, n * G, act);
-    }
-    for (int64_t i = 0; i < n; ++i) h.row(i) *= gates(tokens[i], e);
-    part.noalias() = h * rows(const_cast<T*>(down.data()));
-    for (int64_t i = 0; i < n; ++i) y.row(tokens[i] - first) += part.row(i);
-  }
-};
-
-// One token: experts that are neighbours in memory are one block of rows, read front to back. Adds
-// the sum over experts [e, stop) to y[D].
-template <class T>
-void run_add(const Gathered<T>& f, int64_t e, int64_t stop, T* y, T* work) {
-  const int64_t n = (stop - e) * f.G, first = e * f.G * f.D;
-  Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>> u(work, n), g(work + n, n), h(work + 2 * n, n);
-  const Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, 1>> x(f.x.data(), f.D);
-  const auto rows = [&](const T* w) { return matrix(const_cast<T*>(w) + first, n, f.D, f.D); };
-  u.noalias() = rows(f.up.data()) * x;
-  if (f.up_bias) u += Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>>(f.up_bias + e * f.G, n);
-  if (f.gate_w) g.noalias() = rows(f.gate_w) * x;
-  activate_block<T>(h.data(), f.gate_w ? g.data() : u.data(), f.gate_w ? u.data() : nullptr, n,
-                    f.act);
-  for (int64_t i = e; i < stop; ++i) h.segment((i - e) * f.G, f.G) *= f.gates(0, i);
-  Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>>(y, f.D).noalias() +=
-      h.transpose() * rows(f.down.data());
-}
-
-constexpr int64_t kFewTokens = 16, kTokenRange = 64, kMostPieces = 16;
-
-// Few tokens: cut by selected experts; every piece sums into rows of its own, added up in order.
-template <class T>
-void gathered_by_expert(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor count) {
-  const int64_t N = f.x.rows(), E = count.size();
-  const auto room = static_cast<int64_t>(Arena::padded(static_cast<size_t>(E) * 4) / sizeof(T));
-  T* sums = ctx.workspace<T>(ctx.pool.size(), room + kMostPieces * N * f.D);
-  auto* active = reinterpret_cast<int32_t*>(sums);  // the selected experts, then the pieces' sums
-  sums += room;
-  int64_t selected = 0;
-  for (int64_t e = 0; e < E; ++e) {
-    if (count.as<int32_t>()[e] > 0) active[selected++] = static_cast<int32_t>(e);
-  }
-  const int64_t grain =
-      std::max({int64_t{1}, (selected + kMostPieces - 1) / kMostPieces, 32768 / (2 * f.G * f.D)});
-  const int64_t pieces = (selected + grain - 1) / grain, part = N * f.D;
-  for_ranges(ctx, selected, grain, [&](int64_t begin, int64_t end, int thread) {
-    auto y = matrix(sums + begin / grain * part, N, f.D, f.D);
-    y.setZero();
-    T* work = ctx.workspace<T>(thread, std::max(f.work_size(N), 3 * (end - begin) * f.G));
-    for (int64_t i = begin; i < end; ++i) {
-      const int32_t e = active[i];
-      if (N == 1) {
-        const int64_t from = i;
-        while (i + 1 < end && active[i + 1] == active[i] + 1) ++i;
-        run_add(f, e, e + i - from + 1, y.data(), work);
-        continue;
-      }
-      f.expert_add(e, index.as<int32_t>() + e * N, count.as<int32_t>()[e], y, 0, work);
-    }
-  });
-  MatMap<T> out = f.out;
-  out.setZero();
-  for (int64_t i = 0; i < pieces; ++i) out += matrix(sums + i * part, N, f.D, f.D);
-}
-
-// Many tokens: cut by ranges of tokens; every piece walks over all experts.
-template <class T>
-void gathered_by_token(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor count) {
-  const int64_t N = f.x.rows(), E = count.size();
-  for_ranges(ctx, N, kTokenRange, [&](int64_t begin, int64_t end, int thread) {
-    auto y = matrix(const_cast<T*>(f.out.data()) + begin * f.D, end - begin, f.D, f.D);
-    y.setZero();
-    T* work = ctx.workspace<T>(thread, f.work_size(end - begin));
-    for (int64_t e = 0; e < E; ++e) {
-      const int32_t *list = index.as<int32_t>() + e * N, *stop = list + count.as<int32_t>()[e];
-      const int32_t* from = std::lower_bound(list, stop, begin);
-      const int32_t* to = std::lower_bound(from, stop, end);
-      if (from != to) f.expert_add(e, from, to - from, y, begin, work);
-    }
-  });
-}
-
-void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
-                  Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act) {
-  with_type(out, [&]<class T>() {
-    const Gathered<T> f{.out = matrix<T>(out),
-                        .x = matrix<T>(x),
-                        .gates = matrix<T>(gates),
-                        .up = matrix<T>(up),
-                        .down = matrix<T>(down),
-                        .gate_w = gate_w ? gate_w.as<T>() : nullptr,
-                        .up_bias = up_bias ? up_bias.as<T>() : nullptr,
-                        .act = act,
-                        .D = x.cols(),
-                        .G = up.rows() / gates.cols()};
-    if (x.rows() <= kFewTokens) {
-      gathered_by_expert<T>(ctx, f, index, count);
-    } else {
-      gathered_by_token<T>(ctx, f, index, count);
-    }
-  });
-}
-
 }  // namespace
 
 void fill_experts(Ops& ops) {
   ops.sigmoid = sigmoid;
   ops.sigmoid_backward = sigmoid_backward;
+  ops.softmax = softmax;
+  ops.absolute = absolute;
+  ops.unit_rows = unit_rows;
+  ops.noise_add = noise_add;
+  ops.measure = measure;
+  ops.gate_softmax = gate_softmax;
+  ops.gate_softmax_backward = gate_softmax_backward;
   ops.gate = gate;
   ops.scale_experts = scale_experts;
   ops.scale_experts_backward = scale_experts_backward;
   ops.gate_loss_add = gate_loss_add;
   ops.route = route;
-  ops.ffn_gathered = ffn_gathered;
+  ops.hoyer_add = hoyer_add;
 }
 
 }  // namespace lte

@@ -25,6 +25,9 @@ void act_value(Act kind, const X& x, Out&& out) {
     case Act::silu:
       out = x / (T(1) + (-x).exp());
       return;
+    case Act::tanh:
+      out = x.tanh();
+      return;
   }
 }
 
@@ -51,6 +54,9 @@ void act_slope(Act kind, const X& x, Out&& out) {
       out = out * (T(1) + x * (T(1) - out));
       return;
     }
+    case Act::tanh:
+      out = T(1) - x.tanh().square();
+      return;
   }
 }
 

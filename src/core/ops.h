@@ -23,8 +23,11 @@ namespace lte {
 
 struct Ctx;  // a backend's threads, streams and workspace
 
-enum class Act : uint8_t { gelu_tanh, gelu_erf, relu, silu };
-enum class Rule : uint8_t { all, threshold, top_k };
+enum class Act : uint8_t { gelu_tanh, gelu_erf, relu, silu, tanh };
+enum class Rule : uint8_t { all, threshold, top_k, cumulative, relative_max };
+// What an expert's own activations a[j] are worth, with w[j] = ||down[j,:]||, or 1 without down:
+// magnitude: sum |a| w;  norm: sqrt(sum (a w)^2);  positive: sum max(a, 0) (MoEfication).
+enum class Measure : uint8_t { magnitude, norm, positive };
 
 // Where a chunk lies: T tokens of each of B sequences, the first at position `pos` of S.
 struct Chunk {
@@ -93,7 +96,8 @@ struct Ops {
 
   // == Feed-forward
 
-  // out = act(pre), and with a second factor (gated FFN) out = act(pre) * up           all [N,F]
+  // out = act(pre), and with a second factor (gated FFN) out = act(pre) * up; out may alias pre
+  //                                                                                    all [N,F]
   void (*activate)(Ctx&, Tensor out, Tensor pre, Tensor up, Act);
   // dpre = dout * act'(pre) [* up];  dup = dout * act(pre) where up is given; dpre may alias dout
   void (*activate_backward)(Ctx&, Tensor dpre, Tensor dup, Tensor dout, Tensor pre, Tensor up, Act);
@@ -104,9 +108,26 @@ struct Ops {
   void (*sigmoid)(Ctx&, Tensor x);
   // dz = dscore * score * (1 - score); dz may alias dscore
   void (*sigmoid_backward)(Ctx&, Tensor dz, Tensor dscore, Tensor score);
+  // x[n,:] = softmax(x[n,:]), in place
+  void (*softmax)(Ctx&, Tensor x);
+  // x = |x|, in place
+  void (*absolute)(Ctx&, Tensor x);
+  // out[n,:] = x[n,:] / ||x[n,:]||, and 0 for a row of zeros                           out,x[N,D]
+  void (*unit_rows)(Ctx&, Tensor out, Tensor x);
+  // x += std * normal(0, 1), drawn from (seed, place)
+  void (*noise_add)(Ctx&, Tensor x, double std, uint64_t seed);
+  // scores[n,e] = what expert e's activations are worth   scores[N,E] a[N,F] down[F,D] or absent
+  void (*measure)(Ctx&, Tensor scores, Tensor a, Tensor down, Measure);
   // Hard gates: gates[n,e] = 1 where the rule selects expert e for token n, else 0.   scores[N,E]
-  // all: every expert; threshold: score > cut (strict); top_k: the cut highest, ties to the lower e
+  // all: every expert; threshold: score > cut (strict); top_k: the cut highest, ties to the lower e;
+  // cumulative: the shortest list of highest scores, ties to the lower e, whose sum is at least cut
+  // of all scores' sum (scores >= 0); relative_max: score >= cut times the token's highest
   void (*gate)(Ctx&, Tensor gates, Tensor scores, Rule, double cut);
+  // gates[n,e] = exp(s[n,e]) / sum of exp(s) over the selected, where gates[n,e] != 0; in place
+  // (softmax over the kept logits: Shazeer et al., 2017)                         gates,scores[N,E]
+  void (*gate_softmax)(Ctx&, Tensor gates, Tensor scores);
+  // dz[n,e] = g[n,e] (dg[n,e] - sum over e' of g[n,e'] dg[n,e']); dz may alias dgates
+  void (*gate_softmax_backward)(Ctx&, Tensor dz, Tensor dgates, Tensor gates);
   // Masked execution: out[n,j] = gates[n, j/G] * a[n,j], and exactly 0 where the gate is 0; out may
   // alias a                                                                    a[N,F] gates[N,E]
   void (*scale_experts)(Ctx&, Tensor out, Tensor a, Tensor gates);
@@ -122,11 +143,16 @@ struct Ops {
   // ascending                                        index[E,N] count[E] (i32) gates[N,E]
   void (*route)(Ctx&, Tensor index, Tensor count, Tensor gates);
   // Gathered execution: out[n,:] = sum over selected e of gates[n,e] * sum over j in e of
-  //   act(x . up[j] + up_bias[j]) * down[j,:], or act(x . gate_w[j]) * (x . up[j]) with gate_w.
+  // h[n,j] * down[j,:], with h = act(x . up[j] + up_bias[j]), or act(x . gate_w[j]) * (x . up[j]) with
+  // gate_w. Where `known` is given, it is act(x . gate_w[j]), or with up absent h itself.
   // Rows of experts that no token selects are never read.
-  // out,x[N,D] up,gate_w,down[F,D] up_bias[F]
+  // out,x[N,D] up,gate_w,down[F,D] up_bias[F] known[N,F]
   void (*ffn_gathered)(Ctx&, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
-                       Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
+                       Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
+
+  // Adds weight * mean over n of (sum |a|)^2 / sum a^2 (Hoyer's sparsity, squared) to the gradient:
+  // da += ...; sum[1] (f64) = the mean. Rows of zeros count as 1.                      da,a[N,F]
+  void (*hoyer_add)(Ctx&, Tensor da, Tensor sum, Tensor a, double weight);
 
   // == Loss and update
 

@@ -93,6 +93,16 @@ struct Clustering {
   }
 };
 
+// The rows cluster by cluster.
+std::vector<int> by_label(const std::vector<int>& label) {
+  std::vector<int> order(label.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return label[static_cast<size_t>(a)] < label[static_cast<size_t>(b)];
+  });
+  return order;
+}
+
 }  // namespace
 
 std::vector<int> balanced_kmeans(const Tensor& features, int group, uint64_t seed, int rounds) {
@@ -124,12 +134,47 @@ std::vector<int> balanced_kmeans(const Tensor& features, int group, uint64_t see
     c.move_centres();
     if (c.label == before) break;
   }
-  std::vector<int> order(static_cast<size_t>(F));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-    return c.label[static_cast<size_t>(a)] < c.label[static_cast<size_t>(b)];
-  });
-  return order;
+  return by_label(c.label);
+}
+
+std::vector<int> balanced_partition(const std::vector<float>& together, int64_t F, int group,
+                                    uint64_t seed) {
+  LTE_CHECK(group >= 1 && F % group == 0 && together.size() == static_cast<size_t>(F * F),
+            "balanced_partition: the group size does not divide the nodes");
+  const int64_t k = F / group;
+  std::vector<int> label(static_cast<size_t>(F));
+  for (int64_t j = 0; j < F; ++j) label[static_cast<size_t>(j)] = static_cast<int>(j / group);
+  Rng rng(seed);
+  shuffle(label, rng);
+  const auto weight = [&](int64_t i, int64_t j) {
+    return together[static_cast<size_t>(i * F + j)];
+  };
+  std::vector<double> to(static_cast<size_t>(F * k));  // weight of a node's edges into a group
+  for (int64_t i = 0; i < F; ++i) {
+    for (int64_t j = 0; j < F; ++j) {
+      if (i != j) to[static_cast<size_t>(i * k + label[static_cast<size_t>(j)])] += weight(i, j);
+    }
+  }
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (int64_t a = 0; a < F; ++a) {
+      for (int64_t b = a + 1; b < F; ++b) {
+        int &la = label[static_cast<size_t>(a)], &lb = label[static_cast<size_t>(b)];
+        if (la == lb) continue;
+        const double *ta = &to[static_cast<size_t>(a * k)], *tb = &to[static_cast<size_t>(b * k)];
+        const double gain = ta[lb] - ta[la] + tb[la] - tb[lb] - 2.0 * weight(a, b);
+        if (!(gain > 1e-6 * (std::abs(ta[la]) + std::abs(tb[lb]) + 1e-12))) continue;
+        for (int64_t i = 0; i < F; ++i) {
+          double* t = &to[static_cast<size_t>(i * k)];
+          const double wa = i == a ? 0 : weight(i, a), wb = i == b ? 0 : weight(i, b);
+          t[la] += wb - wa, t[lb] += wa - wb;
+        }
+        std::swap(la, lb);
+        changed = true;
+      }
+    }
+  }
+  return by_label(label);
 }
 
 }  // namespace lte

@@ -15,4 +15,10 @@ namespace lte {
 // seed.
 std::vector<int> balanced_kmeans(const Tensor& features, int group, uint64_t seed, int rounds = 20);
 
+// A balanced partition of the graph whose edge i-j weighs together[i * F + j] (symmetric): groups of
+// exactly `group` nodes with much weight inside, from a random one by exchanging pairs until no
+// exchange helps (Kernighan and Lin, 1970; MoEfication's code uses METIS). Deterministic by seed.
+std::vector<int> balanced_partition(const std::vector<float>& together, int64_t F, int group,
+                                    uint64_t seed);
+
 }  // namespace lte

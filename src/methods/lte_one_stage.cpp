@@ -72,7 +72,7 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
   const int64_t warm = get_whole(k, "warm_tokens", 0, 1 << 24);
   if (warm > 0) {
-    const Observed seen = observe(in, f.params, plan, warm);
+    const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
     fit_routers(f.params, plan, seen.layer, start,
                 static_cast<int>(get_whole(k, "warm_steps", 1, 1 << 20)), 0.01, in.seed);
     f.calibration_tokens = seen.tokens;

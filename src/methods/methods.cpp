@@ -11,7 +11,9 @@
 namespace lte {
 namespace {
 
-const Method* const kMethods[] = {&kDense, &kLte, &kLteOneStage, &kPrune};
+const Method* const kMethods[] = {&kDense,        &kRelu,   &kLte,  &kLteOneStage, &kMoefication,
+                                  &kDejaVu,       &kD2dmoe, &kCats, &kPrunePath,   &kNoisyTopK,
+                                  &kRandomRouter, &kOracle, &kPrune};
 
 }  // namespace
 

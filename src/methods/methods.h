@@ -27,12 +27,18 @@ struct Histogram {
   std::vector<std::vector<int64_t>> layer;  // counts over equal bins of [0, 1]
 };
 
+// How a router's choices agree with the experts that matter, on calibration text.
+struct Prediction {
+  double recall = 0, precision = 0, density = 0;
+};
+
 struct Fitted {
   Params params;
   Plan plan;
   int64_t train_tokens = 0, calibration_tokens = 0;
   double train_flops = 0;
-  std::vector<Histogram> histograms;  // of router scores, at the end of each stage
+  std::vector<Histogram> histograms;        // of router scores, at the end of each stage
+  std::vector<Prediction> predictors = {};  // one a layer, where a predictor was trained
 };
 
 using FitFn = Fitted (*)(const FitInput&, const Knobs&);
@@ -54,7 +60,8 @@ Fitted fit(const FitInput&, std::string_view method, const Knobs& set);
 std::vector<KnobRow> all_knobs(const Method&);
 
 // The rows, one in each file of this folder.
-extern const Method kDense, kLte, kLteOneStage, kPrune;
+extern const Method kDense, kLte, kLteOneStage, kPrune, kMoefication, kDejaVu, kD2dmoe, kCats,
+    kPrunePath, kNoisyTopK, kRandomRouter, kOracle, kRelu;
 
 // What methods share.
 

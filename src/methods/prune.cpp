@@ -1,80 +1,194 @@
-// Structured pruning of FFN neurons, by magnitude and by Wanda-sp (as in the code of FLAP, An et
-// al., AAAI 2024). The matrices really shrink. With steps, the pruned model is trained on.
+// Structured pruning of FFN neurons as a family: how neurons are scored, how layers share what is
+// kept, and whether the mean of what is removed stays as a bias. The matrices really shrink. With
+// steps, the pruned model is trained on.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-#include "methods/methods.h"
+#include "core/rng.h"
+#include "methods/prune_scores.h"
+#include "model/cost.h"
 
 namespace lte {
 namespace {
 
 constexpr KnobRow kKnobs[] = {
-    {"steps", "0", "training steps after pruning; 0: as published"},
-    {"active", "0.5", "fraction of neurons that is kept in every layer"},
+    {"steps", "0", "training steps in all; 0: pruned, not trained on"},
+    {"active", "0.5", "fraction of neurons that is kept"},
     {"score", "wanda",
-     "magnitude: norm of the neuron's down row; wanda: mean |down row| x rms activation"},
-    {"calibration", "16384", "training tokens that Wanda-sp looks at"},
+     "magnitude: norm of the neuron's down row; wanda: mean |down row| x rms activation; flap: "
+     "variance of the activation x squared norm of the down row; taylor: |weight x gradient|; "
+     "mask: "
+     "learnt hard-concrete gates; random"},
+    {"allocation", "auto",
+     "uniform: the same fraction in every layer; global: one threshold on scores standardised by "
+     "layer; auto: global for flap, else uniform, as published"},
+    {"compensate", "auto",
+     "1: what pruned neurons contribute on average is added to the bias; auto: for flap, as "
+     "published"},
+    {"calibration", "16384", "training tokens that scores look at"},
+    {"mask_steps", "400", "steps, out of `steps` if there are any, that learn the mask"},
+    {"mask_lr", "0.1", "learning rate of the mask and its multipliers; Sheared LLaMA: 1"},
 };
 
-constexpr const char* kScores[] = {"magnitude", "wanda"};
+constexpr const char* kScores[] = {"magnitude", "wanda", "flap", "taylor", "mask", "random"};
+constexpr const char* kAllocations[] = {"auto", "uniform", "global"};
+constexpr const char* kSwitch[] = {"auto", "0", "1"};
 
-// Sum of squares of every neuron's activation of layer i, over calibration tokens; layers below are
-// already pruned.
-std::vector<double> squared_activations(const FitInput& in, const Plan& plan, size_t i,
-                                        int64_t tokens, int64_t& seen) {
-  std::vector<double> sum(static_cast<size_t>(in.dense.cfg.ffn));
-  seen += calibrate(in, apply_order(in.dense, plan), plan, tokens, [&](const State& state) {
-    const Tensor& act = state.layer[i].act;
-    for (int64_t n = 0; n < act.rows(); ++n) {
-      for (int64_t k = 0; k < act.cols(); ++k) {
-        const double a = act.as<float>()[n * act.cols() + k];
-        sum[static_cast<size_t>(k)] += a * a;
-      }
-    }
-  });
-  return sum;
-}
-
-std::vector<double> neuron_scores(const FitInput& in, const Plan& plan, size_t i, bool wanda,
-                                  int64_t tokens, int64_t& seen) {
-  const Tensor& down = in.dense.layer[i].down_w;
-  std::vector<double> score(static_cast<size_t>(down.rows()));
-  for (size_t j = 0; j < score.size(); ++j) {
+// Scores from the down rows, and for wanda and flap from the activations.
+std::vector<double> row_scores(const Tensor& down, const std::string& score,
+                               const ActivationStats& stats) {
+  std::vector<double> out(static_cast<size_t>(down.rows()));
+  for (size_t j = 0; j < out.size(); ++j) {
     const float* row = down.as<float>() + static_cast<int64_t>(j) * down.cols();
     double absolute = 0, square = 0;
     for (int64_t d = 0; d < down.cols(); ++d)
       absolute += std::abs(row[d]), square += row[d] * row[d];
-    score[j] = wanda ? absolute / static_cast<double>(down.cols()) : std::sqrt(square);
+    out[j] = std::sqrt(square);
+    if (score == "wanda")
+      out[j] = absolute / static_cast<double>(down.cols()) * std::sqrt(stats.square[j]);
+    if (score == "flap") out[j] = stats.variance[j] * square;
   }
-  if (!wanda) return score;
-  const std::vector<double> squares = squared_activations(in, plan, i, tokens, seen);
-  for (size_t j = 0; j < score.size(); ++j) score[j] *= std::sqrt(squares[j]);
-  return score;
+  return out;
+}
+
+// The `kept` highest of a layer, ascending by number.
+std::vector<int> highest(const std::vector<double>& score, size_t kept) {
+  std::vector<int> order(score.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return score[static_cast<size_t>(a)] > score[static_cast<size_t>(b)];
+  });
+  order.resize(kept);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+// How many of each layer lie above one threshold on scores, standardised by layer where layers are
+// not on one scale; at least one a layer.
+std::vector<size_t> global_counts(const LayerScores& scores, size_t kept_in_all, bool standardise) {
+  std::vector<std::pair<double, size_t>> all;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const auto n = static_cast<double>(scores[i].size());
+    const double mean = std::accumulate(scores[i].begin(), scores[i].end(), 0.0) / n;
+    double square = 0;
+    for (double s : scores[i]) square += (s - mean) * (s - mean);
+    const double sd = std::max(1e-30, std::sqrt(square / n));
+    for (double s : scores[i]) all.emplace_back(standardise ? (s - mean) / sd : s, i);
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::vector<size_t> counts(scores.size());
+  for (size_t k = 0; k < kept_in_all; ++k) ++counts[all[k].second];
+  for (size_t& c : counts) c = std::max<size_t>(c, 1);
+  return counts;
+}
+
+struct Pruning {
+  const FitInput& in;
+  std::string score;
+  bool global;
+  int64_t calibration;
+  int64_t seen = 0;
+  Plan plan = dense_plan(in.dense.cfg);
+  std::vector<ActivationStats> stats = std::vector<ActivationStats>(plan.layer.size());
+
+  bool looks() const { return score == "wanda" || score == "flap"; }
+
+  // Layer by layer, each seeing the layers below as pruned already.
+  void uniform(size_t kept, const LayerScores& known) {
+    for (size_t i = 0; i < plan.layer.size(); ++i) {
+      if (looks()) stats[i] = activation_stats(in, plan, i, calibration, seen);
+      plan.layer[i].order = highest(
+          known.empty() ? row_scores(in.dense.layer[i].down_w, score, stats[i]) : known[i], kept);
+    }
+  }
+  // All layers scored on the dense model, then one threshold.
+  void globally(size_t kept_in_all, LayerScores known) {
+    for (size_t i = 0; known.size() < plan.layer.size(); ++i) {
+      if (looks()) stats[i] = activation_stats(in, plan, i, calibration, seen);
+      known.push_back(row_scores(in.dense.layer[i].down_w, score, stats[i]));
+    }
+    const std::vector<size_t> counts = global_counts(known, kept_in_all, score != "mask");
+    for (size_t i = 0; i < counts.size(); ++i) plan.layer[i].order = highest(known[i], counts[i]);
+  }
+
+  // down_b += sum over removed j of mean(a_j) down[j,:]                     (FLAP's baseline bias)
+  void compensate(Params& p) {
+    for (size_t i = 0; i < plan.layer.size(); ++i) {
+      if (stats[i].mean.empty()) {
+        stats[i] = activation_stats(in, dense_plan(in.dense.cfg), i, calibration, seen);
+      }
+      std::vector<bool> kept(stats[i].mean.size());
+      for (int j : plan.layer[i].order) kept[static_cast<size_t>(j)] = true;
+      const Tensor& down = in.dense.layer[i].down_w;
+      for (int64_t j = 0; j < down.rows(); ++j) {
+        if (kept[static_cast<size_t>(j)]) continue;
+        for (int64_t d = 0; d < down.cols(); ++d) {
+          p.layer[i].down_b.as<float>()[d] += static_cast<float>(
+              stats[i].mean[static_cast<size_t>(j)] * down.as<float>()[j * down.cols() + d]);
+        }
+      }
+    }
+  }
+};
+
+LayerScores random_scores(const FitInput& in) {
+  LayerScores all;
+  for (size_t i = 0; i < in.dense.layer.size(); ++i) {
+    Rng rng(hash64(in.seed, 0x9a4d, i));
+    all.emplace_back();
+    for (int j = 0; j < in.dense.cfg.ffn; ++j) all.back().push_back(rng.uniform());
+  }
+  return all;
 }
 
 Fitted fit_prune(const FitInput& in, const Knobs& k) {
-  const bool wanda = get_choice(k, "score", kScores) == "wanda";
-  const auto kept = static_cast<size_t>(
-      std::round(get_number(k, "active", 0, 1) * static_cast<double>(in.dense.cfg.ffn)));
+  const std::string allocation = get_choice(k, "allocation", kAllocations);
+  const std::string compensate = get_choice(k, "compensate", kSwitch);
+  Pruning p{.in = in,
+            .score = get_choice(k, "score", kScores),
+            .global = false,
+            .calibration = get_whole(k, "calibration", 1, 1 << 24)};
+  p.global = allocation == "global" || (allocation == "auto" && p.score == "flap");
+  const double active = get_number(k, "active", 0, 1), F = in.dense.cfg.ffn;
+  const auto kept = static_cast<size_t>(std::round(active * F));
   LTE_CHECK(kept > 0, "knob active=" + k.at("active") + ": would keep no neuron");
-  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
-  int64_t seen = 0;
-  Plan plan = dense_plan(in.dense.cfg);
-  for (size_t i = 0; i < plan.layer.size(); ++i) {
-    const std::vector<double> score = neuron_scores(in, plan, i, wanda, tokens, seen);
-    std::vector<int> order(score.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      return score[static_cast<size_t>(a)] > score[static_cast<size_t>(b)];
-    });
-    order.resize(kept);
-    std::sort(order.begin(), order.end());
-    plan.layer[i].order = std::move(order);
+  const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
+  TrainSpec train = training(in, k, steps);
+
+  LayerScores known;
+  Fitted f{.params = {}, .plan = {}, .histograms = {}};
+  if (p.score == "taylor") known = taylor_scores(in, p.calibration, p.seen);
+  if (p.score == "random") known = random_scores(in);
+  if (p.score == "mask") {
+    const MaskSpec mask{.steps = get_whole(k, "mask_steps", 1, 1'000'000'000),
+                        .lr = get_number(k, "mask_lr", 0, 100),
+                        .active = active,
+                        .global = p.global};
+    LTE_CHECK(steps == 0 || mask.steps < steps, "knob mask_steps: not fewer than steps");
+    known = learn_mask(in, train, mask);
+    TrainSpec used = train;
+    used.steps = mask.steps;
+    f.train_tokens = trained_tokens(used, in.train);
+    f.train_flops =
+        static_cast<double>(f.train_tokens) *
+        train_flops(in.dense.cfg, p.plan, static_cast<int>(trained_seq(used, in.train)), false);
+    if (steps > 0) train.steps -= mask.steps, train.first += static_cast<uint64_t>(mask.steps);
   }
-  Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
-  f.calibration_tokens = seen;
-  run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
+  if (p.global) {
+    p.globally(
+        static_cast<size_t>(std::round(active * F * static_cast<double>(in.dense.cfg.layers))),
+        known);
+  } else {
+    p.uniform(kept, known);
+  }
+  const bool bias = compensate == "1" || (compensate == "auto" && p.score == "flap");
+  for (FfnPlan& l : p.plan.layer) l.down_bias = bias;
+  f.plan = p.plan, f.params = apply_order(in.dense, p.plan);
+  if (bias) p.compensate(f.params);
+  f.calibration_tokens = p.seen;
+  run_stage(in, f, train, "train");
   return f;
 }
 
@@ -84,7 +198,9 @@ const Method kPrune = {
     .name = "prune",
     .fit = fit_prune,
     .knobs = kKnobs,
-    .source = "magnitude; Wanda-sp: Sun et al., 2024, in the form of An et al., 2024",
-    .about = "static: removes the lowest-scored neurons of every layer for good"};
+    .source =
+        "magnitude; Wanda-sp and FLAP: An et al., 2024; Taylor: Ma et al., 2023; mask: Xia et al., "
+        "2024",
+    .about = "static: removes the lowest-scored neurons for good"};
 
 }  // namespace lte

@@ -9,15 +9,6 @@
 namespace lte {
 namespace {
 
-float quantile(std::vector<float> values, double share_above) {
-  const auto keep =
-      static_cast<size_t>(std::clamp(share_above, 0.0, 1.0) * static_cast<double>(values.size()));
-  if (keep >= values.size()) return -1e30f;
-  std::nth_element(values.begin(), values.end() - static_cast<std::ptrdiff_t>(keep) - 1,
-                   values.end());
-  return values[values.size() - keep - 1];
-}
-
 // z[n,E] = input w' + b for the given rows.
 void logits_of(const Contributions& c, std::span<const int64_t> rows, const float* w,
                const float* b, std::vector<float>& z) {
@@ -77,46 +68,7 @@ void fit_one(const Contributions& c, double active, int steps, double lr, Rng& r
   for (int64_t e = 0; shift > -1e29f && e < c.E; ++e) b[e] -= shift;
 }
 
-// Appends the rows of one batch.
-void add_observations(Backend& be, const LayerParams& w, const FfnPlan& plan, const LayerState& s,
-                      Contributions& c) {
-  const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
-  c.D = D, c.E = F / G;
-  const Tensor& x = plan.input == RouterInput::normed ? s.norm2 : s.mid;
-  c.input.insert(c.input.end(), x.as<float>(), x.as<float>() + N * D);
-  c.output.resize(static_cast<size_t>((c.n + N) * c.E));
-  std::vector<float> block(static_cast<size_t>(N * G)), output(static_cast<size_t>(N * D));
-  Tensor act = shape(DType::f32, {N, G}), down = shape(DType::f32, {G, D}),
-         y = shape(DType::f32, {N, D});
-  act.data = block.data(), y.data = output.data();
-  for (int64_t e = 0; e < c.E; ++e) {
-    for (int64_t n = 0; n < N; ++n) {
-      std::copy_n(s.act.as<float>() + n * F + e * G, G, &block[static_cast<size_t>(n * G)]);
-    }
-    down.data = w.down_w.as<float>() + e * G * D;
-    be.ops.gemm(*be.ctx, y, act, false, down, false);
-    for (int64_t n = 0; n < N; ++n) {
-      const float* row = &output[static_cast<size_t>(n * D)];
-      c.output[static_cast<size_t>((c.n + n) * c.E + e)] =
-          std::sqrt(std::inner_product(row, row + D, row, 0.f));
-    }
-  }
-  c.n += N;
-}
-
 }  // namespace
-
-Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens) {
-  Plan open = plan;
-  for (FfnPlan& f : open.layer) f.rule = Rule::all;
-  Observed seen{.layer = std::vector<Contributions>(p.layer.size())};
-  seen.tokens = calibrate(in, p, open, tokens, [&](const State& state) {
-    for (size_t i = 0; i < p.layer.size(); ++i) {
-      add_observations(in.backend, p.layer[i], plan.layer[i], state.layer[i], seen.layer[i]);
-    }
-  });
-  return seen;
-}
 
 void fit_routers(Params& p, const Plan& plan, std::span<const Contributions> seen, double active,
                  int steps, double lr, uint64_t seed) {

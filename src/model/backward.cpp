@@ -26,7 +26,8 @@ void linear_backward_add(Pass& p, Tensor dw, Tensor db, Tensor dout, Tensor x) {
 void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
                      const LayerState& s, Tensor dgates, GateSums& sums, size_t layers) {
   const Ops& op = p.be.ops;
-  const bool through_task = p.run.gate == Gate::soft || p.terms.straight_through;
+  const bool weights = plan.squash == Squash::kept_softmax;
+  const bool through_task = p.run.gate == Gate::soft || p.terms.straight_through || weights;
   if (!through_task) op.fill(*p.be.ctx, dgates, 0);
   const double share = 1.0 / (static_cast<double>(layers) * static_cast<double>(s.scores.size()));
   const GateLoss loss{.efficiency = p.terms.eta * share,
@@ -36,9 +37,16 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
                       .clip = p.terms.sep_clip};
   op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
   const double* v = p.g.sums.as<double>();
-  sums = {.square = v[0], .separation = v[1], .above = v[2]};
-  if (!p.terms.train_routers && p.run.gate == Gate::hard) return;
-  op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
+  sums.square = v[0], sums.separation = v[1], sums.above = v[2];
+  if (p.run.gate == Gate::hard && plan.rule != Rule::threshold) {  // the gates that are open
+    op.gate_loss_add(*p.be.ctx, {}, p.g.sums, s.gates, {.tau = 0, .eps = 1});
+    sums.above = v[2];
+  }
+  const bool trainable = plan.router == RouterKind::linear && plan.input != RouterInput::ahead &&
+                         plan.input != RouterInput::unit;
+  if (!trainable || (!p.terms.train_routers && p.run.gate == Gate::hard && !weights)) return;
+  if (weights) op.gate_softmax_backward(*p.be.ctx, dgates, dgates, s.gates);
+  if (plan.squash == Squash::sigmoid) op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
   const bool normed = plan.input == RouterInput::normed;
   if (p.terms.train_routers) {
     linear_backward_add(p, d.router_w, d.router_b, dgates, normed ? s.norm2 : s.mid);
@@ -58,6 +66,11 @@ void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const Ffn
   if (routed) {
     op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
                               p.run.gate == Gate::soft ? s.scores : s.gates);
+  }
+  sums.hoyer = 0;
+  if (p.terms.hoyer > 0) {
+    op.hoyer_add(*p.be.ctx, dact, p.g.sums, s.act, p.terms.hoyer / static_cast<double>(layers));
+    sums.hoyer = *p.g.sums.as<double>();
   }
   if (p.c.gated) {
     op.activate_backward(*p.be.ctx, dact, dup, dact, s.gate, s.up, p.c.act);

@@ -15,7 +15,8 @@ constexpr struct {
 } kActs[] = {{Act::gelu_tanh, "gelu"},
              {Act::gelu_erf, "gelu-erf"},
              {Act::relu, "relu"},
-             {Act::silu, "silu"}};
+             {Act::silu, "silu"},
+             {Act::tanh, "tanh"}};
 
 ModelConfig gpt2(const char* name, int layers, int dim, int heads, int ffn, int max_seq,
                  int vocab = 0) {

@@ -13,13 +13,22 @@ Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> act
     const double F = active_layer[i] * c.ffn;  // neurons computed
     const bool routed = p.router != RouterKind::none;
     const double E = routed ? static_cast<double>(experts(c, p)) : 0;
-    const double linear = qkv * D + HC * D + ffn_matrices * F * D + E * D;
+    const auto all = static_cast<double>(kept_neurons(c, p));  // computed before a choice is made
+    const double seen = p.router == RouterKind::activation ? ffn_matrices - 1
+                        : p.router == RouterKind::gate     ? 1
+                                                           : 0;
+    const double ffn = (ffn_matrices - seen) * F * D + seen * all * D;
+    const double router = p.router == RouterKind::linear      ? E * D
+                          : p.router == RouterKind::two_layer ? p.width * (D + E)
+                                                              : 0;
+    const double linear = qkv * D + HC * D + ffn + router;
     macs += linear;
     weights +=
         linear + 2 * norm * D + bias * (qkv + 2 * D + (c.gated ? 0 : F)) + (p.router_bias ? E : 0);
+    weights += p.down_bias && !c.bias ? D : 0;
     // What the operations read: norms, projections, attention, sums, activation and down product.
     activations += D + D + qkv + HC + 2 * D + D + ffn_matrices * F + (ffn_matrices - 1) * D +
-                   (routed ? D + E : 0) + 2 * D;
+                   (routed ? D + E + p.width : 0) + 2 * D;
   }
   const double layers = c.layers, head = static_cast<double>(c.vocab) * D;
   const double kv = 2 * layers * context * KC;

@@ -1,6 +1,7 @@
 // Pre-norm decoder: x += attention(norm(x)); x += ffn(norm(x)); logits = norm(x) head'.
 #include "model/forward.h"
 
+#include "core/rng.h"
 #include "model/rows.h"
 
 namespace lte {
@@ -25,34 +26,95 @@ void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Ch
   op.add(*be.ctx, s.mid, s.x, s.delta);
 }
 
-// Scores and gates of a routed layer; the compaction too where execution skips.
-void route_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, LayerState& s) {
-  const Tensor& input = plan.input == RouterInput::normed ? s.norm2 : s.mid;
+// z and scores of a linear or two-layer router; `norm2` is the FFN input that it reads.
+void score_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, Tensor norm2,
+                 LayerState& s) {
+  const Ops& op = be.ops;
+  Tensor input = plan.input == RouterInput::residual ? s.mid : norm2;
+  if (plan.input == RouterInput::unit) {
+    op.unit_rows(*be.ctx, s.unit, norm2);
+    input = s.unit;
+  }
+  if (plan.router == RouterKind::two_layer) {
+    op.gemm(*be.ctx, s.inner, input, false, w.router_in, true);
+    if (plan.inner != Inner::none) {
+      op.activate(*be.ctx, s.inner, s.inner, {}, plan.inner == Inner::relu ? Act::relu : Act::tanh);
+    }
+    input = s.inner;
+  }
   linear(be, s.scores, input, w.router_w, w.router_b);
-  be.ops.sigmoid(*be.ctx, s.scores);
+  if (run.noise > 0) op.noise_add(*be.ctx, s.scores, run.noise, run.seed);
+  if (plan.squash == Squash::sigmoid) op.sigmoid(*be.ctx, s.scores);
+  if (plan.squash == Squash::softmax) op.softmax(*be.ctx, s.scores);
+  if (plan.squash == Squash::absolute) op.absolute(*be.ctx, s.scores);
+}
+
+// Gates of a routed layer whose scores are known; the compaction too where execution skips.
+void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
   if (run.gate == Gate::hard) be.ops.gate(*be.ctx, s.gates, s.scores, plan.rule, plan.cut);
+  if (plan.squash == Squash::kept_softmax) be.ops.gate_softmax(*be.ctx, s.gates, s.scores);
   if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
+}
+
+// s.act of all neurons.
+void dense_act(Backend& be, const ModelConfig& c, const LayerParams& w, LayerState& s) {
+  linear(be, s.up, s.norm2, w.up_w, w.up_b);
+  if (c.gated) linear(be, s.gate, s.norm2, w.gate_w, {});
+  be.ops.activate(*be.ctx, s.act, c.gated ? s.gate : s.up, c.gated ? s.up : Tensor{}, c.act);
+}
+
+void masked_ffn(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, LayerState& s) {
+  const bool routed = plan.router != RouterKind::none;
+  if (routed) {
+    be.ops.scale_experts(*be.ctx, s.hidden, s.act, run.gate == Gate::soft ? s.scores : s.gates);
+  }
+  be.ops.gemm(*be.ctx, s.delta, routed ? s.hidden : s.act, false, w.down_w, false);
+}
+
+// The layer's own activations choose: what has to be computed to choose is computed in full.
+void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+                     Run run, LayerState& s) {
+  const Ops& op = be.ops;
+  const bool by_gate = plan.router == RouterKind::gate;
+  if (by_gate) {
+    linear(be, s.gate, s.norm2, w.gate_w, {});
+    op.activate(*be.ctx, s.act, s.gate, {}, c.act);
+  } else {
+    dense_act(be, c, w, s);
+  }
+  op.measure(*be.ctx, s.scores, s.act, plan.weighted ? w.down_w : Tensor{}, plan.measure);
+  gate_layer(be, plan, run, s);
+  if (run.exec == Exec::gathered) {
+    op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, s.act,
+                    by_gate ? w.up_w : Tensor{}, {}, {}, w.down_w, c.act);
+    return;
+  }
+  if (by_gate) {
+    linear(be, s.up, s.norm2, w.up_w, w.up_b);
+    op.activate(*be.ctx, s.act, s.gate, s.up, c.act);
+  }
+  masked_ffn(be, w, plan, run, s);
 }
 
 }  // namespace
 
 void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
-               Run run, LayerState& s) {
+               Run run, LayerState& s, bool looked_ahead) {
   const Ops& op = be.ops;
   op.norm(*be.ctx, s.norm2, s.stats2, s.mid, w.norm2_w, w.norm2_b, c.norm_eps);
   const bool routed = plan.router != RouterKind::none;
-  if (routed) route_layer(be, w, plan, run, s);
-  if (routed && run.exec == Exec::gathered) {
-    op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, w.up_w, w.up_b, w.gate_w,
-                    w.down_w, c.act);
+  if (plan.router == RouterKind::activation || plan.router == RouterKind::gate) {
+    self_routed_ffn(be, c, w, plan, run, s);
   } else {
-    linear(be, s.up, s.norm2, w.up_w, w.up_b);
-    if (c.gated) linear(be, s.gate, s.norm2, w.gate_w, {});
-    op.activate(*be.ctx, s.act, c.gated ? s.gate : s.up, c.gated ? s.up : Tensor{}, c.act);
-    if (routed) {
-      op.scale_experts(*be.ctx, s.hidden, s.act, run.gate == Gate::soft ? s.scores : s.gates);
+    if (routed && !looked_ahead) score_layer(be, w, plan, run, s.norm2, s);
+    if (routed) gate_layer(be, plan, run, s);
+    if (routed && run.exec == Exec::gathered) {
+      op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
+                      w.gate_w, w.down_w, c.act);
+    } else {
+      dense_act(be, c, w, s);
+      masked_ffn(be, w, plan, run, s);
     }
-    op.gemm(*be.ctx, s.delta, routed ? s.hidden : s.act, false, w.down_w, false);
   }
   if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
 }
@@ -61,11 +123,19 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
              State& state) {
   LTE_CHECK(run.gate == Gate::hard || run.exec == Exec::masked,
             "forward: soft gates cannot be gathered");
+  for (const FfnPlan& f : plan.layer) {
+    const bool soft = f.router == RouterKind::none ||
+                      (f.router == RouterKind::linear && f.squash != Squash::kept_softmax);
+    LTE_CHECK(run.gate == Gate::hard || soft, "forward: this plan has no soft gates");
+  }
   const bool fits = chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
                     chunk.pos + chunk.T <= state.S &&
                     (state.keep == Keep::one_layer ||
                      chunk.B * chunk.T * (chunk.pos + chunk.T) <= state.B * state.T * state.T);
   LTE_CHECK(fits, "forward: the chunk does not fit the state");
+  const auto ahead = [&](size_t i) {
+    return i < plan.layer.size() && plan.layer[i].input == RouterInput::ahead;
+  };
   const int64_t N = chunk.B * chunk.T;
   const ModelConfig& c = p.cfg;
   Tensor x = first_rows(state.layer.empty() ? state.x_out : state.layer[0].x, N);
@@ -73,7 +143,13 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
   for (size_t i = 0; i < p.layer.size(); ++i) {
     LayerState s = rows_of(state.layer[i], chunk);
     attention_layer(be, c, p.layer[i], chunk, s);
-    ffn_layer(be, c, p.layer[i], plan.layer[i], run, s);
+    Run own = run;
+    own.seed = hash64(run.seed, i);
+    ffn_layer(be, c, p.layer[i], plan.layer[i], own, s, i > 0 && ahead(i));
+    if (ahead(i + 1)) {  // the next layer's experts are chosen now, from this layer's FFN input
+      LayerState next = rows_of(state.layer[i + 1], chunk);
+      score_layer(be, p.layer[i + 1], plan.layer[i + 1], own, s.norm2, next);
+    }
     x = first_rows(i + 1 < p.layer.size() ? state.layer[i + 1].x : state.x_out, N);
     be.ops.add(*be.ctx, x, s.mid, s.delta);
   }

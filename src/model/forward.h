@@ -14,6 +14,8 @@ enum class Keep : uint8_t { one_layer, all_layers };
 struct Run {
   Gate gate = Gate::hard;
   Exec exec = Exec::gathered;
+  double noise = 0;  // standard deviation of what is added to the routers' z, drawn from `seed`
+  uint64_t seed = 0;
 };
 
 // Activations of one layer; N = B T rows.
@@ -25,6 +27,7 @@ struct LayerState {
   Tensor norm2, stats2;          // [N,D] [N,2]
   Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
   Tensor delta;                  // [N,D] what attention, then the FFN, adds
+  Tensor unit, inner;            // [N,D] [N,R] what routers read, and their hidden units
   // Not overwritten by the next layer, whatever Keep says:
   Tensor scores, gates, index, count;  // [N,E] [N,E] [E,N] [E]
   Tensor k, v;                         // [B,K,S,C] the key-value cache
@@ -48,9 +51,9 @@ void forward(Backend&, const Params&, const Plan&, Tensor tokens, Chunk, Run, St
 
 // The FFN of one layer, norm, router, gate and compaction included: s.mid -> s.delta. What forward
 // runs, for suites that time this part alone. The rows of `s` must be those of the chunk (see
-// rows_of).
-void ffn_layer(Backend&, const ModelConfig&, const LayerParams&, const FfnPlan&, Run,
-               LayerState& s);
+// rows_of). `looked_ahead`: the layer below has written the scores already.
+void ffn_layer(Backend&, const ModelConfig&, const LayerParams&, const FfnPlan&, Run, LayerState& s,
+               bool looked_ahead = false);
 
 // What the backward pass adds to the task loss. Means over N tokens, L layers and E experts.
 struct LossTerms {
@@ -58,11 +61,13 @@ struct LossTerms {
   double tau = 0.5, sep_eps = 1e-3, sep_clip = 0;  // see GateLoss
   bool train_routers = false;                      // else routers get no gradient
   bool straight_through = false;                   // hard gates pass the gradient of their score
+  double hoyer = 0;    // weight of Hoyer's squared sparsity of the activations, mean over layers
   double distill = 0;  // task loss = (1 - distill) cross-entropy + distill KL(teacher || model)
 };
 // Sums over tokens and experts, by layer: see Ops::gate_loss_add.
 struct GateSums {
   double square = 0, separation = 0, above = 0;
+  double hoyer = 0;  // mean over tokens; 0 where its weight is 0
 };
 
 struct Gradients {

@@ -33,8 +33,13 @@ void shape_params(Params& p, const Plan& plan) {
       l.qkv_b = make({c.qkv_width()}), l.proj_b = make({D}), l.down_b = make({D});
       if (!c.gated) l.up_b = make({F});
     }
-    if (f.router == RouterKind::linear) l.router_w = make({E, D});
-    if (f.router == RouterKind::linear && f.router_bias) l.router_b = make({E});
+    if (f.down_bias) l.down_b = make({D});
+    const bool two = f.router == RouterKind::two_layer;
+    if (two) l.router_in = make({f.width, D});
+    if (two || f.router == RouterKind::linear) {
+      l.router_w = make({E, two ? f.width : D});
+      if (f.router_bias) l.router_b = make({E});
+    }
   }
   p.norm_w = make({D});
   if (!c.rms_norm) p.norm_b = make({D});
@@ -67,6 +72,7 @@ void visit_params(Params& p, const std::function<void(Tensor&, const ParamInfo&)
     bias(l.proj_b, at + "attention.proj.bias");
     scale(l.norm2_w, at + "norm2.weight");
     bias(l.norm2_b, at + "norm2.bias");
+    weight(l.router_in, at + "router.in.weight", 0, true);
     weight(l.router_w, at + "router.weight", 0, true);
     bias(l.router_b, at + "router.bias", true);
     weight(l.gate_w, at + "ffn.gate.weight", std);
@@ -188,6 +194,10 @@ void check_plan(const ModelConfig& c, const Plan& plan) {
                           p.group));
     LTE_CHECK(p.router == RouterKind::none || p.group > 0,
               fmt::format("plan: layer {}: a router wants a group size", i));
+    LTE_CHECK(p.router != RouterKind::two_layer || p.width > 0,
+              fmt::format("plan: layer {}: a two-layer router wants a width", i));
+    LTE_CHECK(p.router != RouterKind::gate || c.gated,
+              fmt::format("plan: layer {}: a gate router wants a gated FFN", i));
   }
 }
 

@@ -15,7 +15,8 @@ struct LayerParams {
   Tensor qkv_w, qkv_b;        // [(H+2K)C, D]: queries, keys, values
   Tensor proj_w, proj_b;      // [D, HC]
   Tensor norm2_w, norm2_b;    // [D]
-  Tensor router_w, router_b;  // [E, D] [E]
+  Tensor router_in;           // [R, D], two-layer routers only
+  Tensor router_w, router_b;  // [E, D] or [E, R]; [E]
   Tensor gate_w;              // [F, D], gated FFN only
   Tensor up_w, up_b;          // [F, D] [F]: row j is neuron j
   Tensor down_w, down_b;      // [F, D] [D]: row j is what neuron j adds

@@ -32,6 +32,8 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
     l.scores = l.gates = make({N, E});
     l.index = shape(DType::i32, {E, N});
     l.count = shape(DType::i32, {E});
+    if (f.input == RouterInput::unit) l.unit = make({N, c.dim});
+    if (f.router == RouterKind::two_layer) l.inner = make({N, f.width});
   }
   l.k = l.v = make({B, c.kv_heads, S, c.head_dim()});
 }
@@ -40,7 +42,7 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
 template <class F>
 void each_shared(LayerState& l, F&& f) {
   for (Tensor* t : {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2,
-                    &l.stats2, &l.up, &l.gate, &l.act, &l.hidden, &l.delta}) {
+                    &l.stats2, &l.up, &l.gate, &l.act, &l.hidden, &l.delta, &l.unit, &l.inner}) {
     if (t->rank) f(*t);
   }
 }

@@ -7,6 +7,7 @@
 #include <numbers>
 #include <optional>
 
+#include "core/rng.h"
 #include "model/batches.h"
 
 namespace lte {
@@ -95,7 +96,9 @@ struct Stage {
 
   // Gradients of one batch; fills the sums of the log.
   void gradients(int64_t counted, LossTerms terms, StepLog& log) {
-    const Run run{spec.gate, Exec::masked};
+    const uint64_t draw_seed =
+        hash64(spec.seed, 0x2015e, spec.first + static_cast<uint64_t>(log.step));
+    const Run run{.gate = spec.gate, .exec = Exec::masked, .noise = spec.noise, .seed = draw_seed};
     terms.eta /= spec.accum, terms.lambda /= spec.accum;
     be.ops.fill(*be.ctx, grads.d.flat(), 0);
     double loss = 0, experts = 0, square = 0, separation = 0, above = 0;

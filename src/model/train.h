@@ -25,6 +25,7 @@ struct TrainSpec {
   // where wanted falls from steer_from to steer_to in the first steer_ramp of the steps.
   double steer_to = -1, steer_from = 1, steer_ramp = 0.3, steer_rate = 0.1;
   const Params* teacher = nullptr;  // dense, to distil from
+  double noise = 0;                 // standard deviation of noise on the routers' z
 };
 
 struct StepLog {

@@ -1,0 +1,78 @@
+// D2DMoE (Szatkowski et al., NeurIPS 2024): activations are made sparse first, then split into small
+// experts whose output norms a router regresses; the number of experts follows from the prediction.
+#include "core/rng.h"
+#include "methods/grouping.h"
+#include "methods/predictor.h"
+
+namespace lte {
+namespace {
+
+constexpr KnobRow kKnobs[] = {
+    {"steps", "0", "training steps of the dense model with the sparsity loss; 0: none"},
+    {"active", "0.25", "mean fraction of experts that the rule is calibrated to on training text"},
+    {"rule", "relative_max",
+     "relative_max: predicted norms of at least a share of the largest; cumulative: the largest up "
+     "to "
+     "a share of the sum"},
+    {"hoyer", "5e-4", "weight of the squared Hoyer sparsity of the activations; the paper: 5e-4"},
+    {"group", "4", "neurons in an expert; the paper uses 4 for GPT-2"},
+    kConstruction,
+    {"width", "32", "hidden units of the router; the paper uses 128 of 768"},
+    {"calibration", "16384", "training tokens that routers are fitted on"},
+    {"epochs", "30", "passes of the routers' training over them"},
+    {"router_lr", "3e-3", "learning rate of the routers (paper: 3e-3 to 5e-3)"},
+};
+constexpr const char* kRules[] = {"relative_max", "cumulative"};
+
+Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  const int group = group_of(in, k);
+  Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
+  TrainSpec s = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
+  s.terms.hoyer = get_number(k, "hoyer", 0, 1e6);
+  run_stage(in, dense, s, "train");
+  const FitInput tuned{.backend = in.backend,
+                       .dense = dense.params,
+                       .train = in.train,
+                       .valid = in.valid,
+                       .seq = in.seq,
+                       .seed = in.seed,
+                       .hooks = in.hooks};
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
+  int64_t looked = 0;
+  Plan plan = grouped_plan(tuned, k.at("construction"), group, tokens, looked);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::two_layer, f.inner = Inner::relu, f.squash = Squash::absolute;
+    f.width = static_cast<int>(get_whole(k, "width", 1, 1 << 16)), f.router_bias = true;
+    f.rule = get_choice(k, "rule", kRules) == "cumulative" ? Rule::cumulative : Rule::relative_max;
+  }
+  Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
+  f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
+  init_predictors(f.params, f.plan, in.seed);
+  const Observed seen = observe(tuned, f.params, f.plan, tokens, Contribution::output_norm);
+  f.calibration_tokens = looked + seen.tokens;
+  const PredictorSpec spec{.loss = PredictorLoss::square,
+                           .lr = get_number(k, "router_lr", 0, 10),
+                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
+  for (size_t i = 0; i < seen.layer.size(); ++i) {
+    train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
+                    hash64(in.seed, 0xd2d, i));
+  }
+  f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
+  for (size_t i = 0; i < seen.layer.size(); ++i) {
+    f.predictors.push_back(
+        judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], -1));
+  }
+  return f;
+}
+
+}  // namespace
+
+const Method kD2dmoe = {
+    .name = "d2dmoe",
+    .fit = fit_d2dmoe,
+    .knobs = kKnobs,
+    .source = "Szatkowski et al., NeurIPS 2024, arXiv 2310.04361",
+    .about = "sparsity loss, routers that regress norms, dynamic number of experts"};
+
+}  // namespace lte

@@ -1,0 +1,76 @@
+#include "methods/grouping.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "core/rng.h"
+#include "methods/cluster.h"
+
+namespace lte {
+namespace {
+
+constexpr const char* kConstructions[] = {"kmeans", "coactivation", "random", "contiguous"};
+
+// For every layer, the sum over tokens of |a_i| |a_j|: for ReLU MoEfication's edge weight, and its
+// extension to soft activations.
+std::vector<std::vector<float>> coactivation(const FitInput& in, int64_t tokens, int64_t& seen) {
+  const auto F = static_cast<int64_t>(in.dense.cfg.ffn);
+  std::vector<std::vector<float>> together(in.dense.layer.size(),
+                                           std::vector<float>(static_cast<size_t>(F * F)));
+  std::vector<float> absolute;
+  seen += calibrate(in, in.dense, dense_plan(in.dense.cfg), tokens, [&](const State& s) {
+    for (size_t i = 0; i < together.size(); ++i) {
+      const Tensor& act = s.layer[i].act;
+      absolute.assign(act.as<float>(), act.as<float>() + act.size());
+      Tensor a = act, sum = shape(DType::f32, {F, F});
+      a.data = absolute.data(), sum.data = together[i].data();
+      in.backend.ops.absolute(*in.backend.ctx, a);
+      in.backend.ops.gemm_add(*in.backend.ctx, sum, a, true, a, false);
+    }
+  });
+  return together;
+}
+
+}  // namespace
+
+int group_of(const FitInput& in, const Knobs& k) {
+  const auto group = static_cast<int>(get_whole(k, "group", 1, 1 << 20));
+  LTE_CHECK(
+      in.dense.cfg.ffn % group == 0,
+      fmt::format("knob group={}: wants a divisor of the FFN width {}", group, in.dense.cfg.ffn));
+  return group;
+}
+
+Plan grouped_plan(const FitInput& in, const std::string& construction, int group, int64_t tokens,
+                  int64_t& seen) {
+  get_choice({{"construction", construction}}, "construction", kConstructions);
+  const ModelConfig& c = in.dense.cfg;
+  Plan plan = dense_plan(c);
+  std::vector<std::vector<float>> together;
+  if (construction == "coactivation") together = coactivation(in, tokens, seen);
+  for (size_t i = 0; i < plan.layer.size(); ++i) {
+    FfnPlan& f = plan.layer[i];
+    const LayerParams& l = in.dense.layer[i];
+    const uint64_t seed = hash64(in.seed, 0xc1, i);
+    f.group = group;
+    if (construction == "kmeans") {
+      f.order = balanced_kmeans(c.gated ? l.gate_w : l.up_w, group, seed);
+    } else if (construction == "coactivation") {
+      f.order = balanced_partition(together[i], c.ffn, group, seed);
+    } else {
+      f.order.resize(static_cast<size_t>(c.ffn));
+      std::iota(f.order.begin(), f.order.end(), 0);
+      Rng rng(seed);
+      if (construction == "random") shuffle(f.order, rng);
+    }
+  }
+  return plan;
+}
+
+double kept_experts(const ModelConfig& c, const FfnPlan& f, double active) {
+  return std::max(1.0, std::round(active * static_cast<double>(experts(c, f))));
+}
+
+}  // namespace lte

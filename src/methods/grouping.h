@@ -1,0 +1,24 @@
+// How the neurons of a layer are grouped into experts, by name: the knob `construction`.
+#pragma once
+
+#include "methods/methods.h"
+
+namespace lte {
+
+inline constexpr KnobRow kConstruction = {
+    "construction", "kmeans",
+    "kmeans: balanced, on the first matrix; coactivation: balanced cut of the graph of neurons "
+    "that "
+    "are active together; random: shuffled; contiguous: as they lie"};
+
+// A plan of experts of `group` neurons without routers. Adds the tokens it looks at to `seen`.
+Plan grouped_plan(const FitInput&, const std::string& construction, int group, int64_t tokens,
+                  int64_t& seen);
+
+// k of top_k for an active fraction, at least one expert.
+double kept_experts(const ModelConfig&, const FfnPlan&, double active);
+
+// The knob `group`, checked against the FFN's width.
+int group_of(const FitInput&, const Knobs&);
+
+}  // namespace lte

@@ -1,0 +1,130 @@
+// Routers that LTE argues against, and one that answers it: noisy top-k softmax routing, frozen
+// random routers, and a cumulative share of a softmax.
+#include <cmath>
+
+#include "core/rng.h"
+#include "methods/grouping.h"
+#include "methods/predictor.h"
+
+namespace lte {
+namespace {
+
+constexpr KnobRow kNoisyKnobs[] = {
+    {"steps", "600", "training steps of model and routers together"},
+    {"active", "0.25", "fraction of experts selected for every token"},
+    {"group", "32", "neurons in an expert"},
+    kConstruction,
+    {"noise", "0.3",
+     "standard deviation of the noise on the logits while training; fixed, where the "
+     "original learns it"},
+    {"router_std", "0.02", "standard deviation of initial router weights"},
+    {"calibration", "16384", "training tokens that coactivation looks at"},
+};
+
+// Outputs are weighted by the softmax over the kept logits, so that routers get a gradient.
+Fitted fit_noisy(const FitInput& in, const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  int64_t seen = 0;
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
+                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.squash = Squash::kept_softmax;
+    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
+  }
+  Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  f.calibration_tokens = seen;
+  init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
+  TrainSpec s = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
+  s.terms.train_routers = true;
+  s.noise = get_number(k, "noise", 0, 1e6);
+  run_stage(in, f, s, "train");
+  return f;
+}
+
+constexpr KnobRow kRandomKnobs[] = {
+    {"steps", "600", "training steps; the routers stay as they are"},
+    {"active", "0.25", "fraction of experts selected for every token"},
+    {"group", "32", "neurons in an expert"},
+    kConstruction,
+    {"calibration", "16384", "training tokens that coactivation looks at"},
+};
+
+Fitted fit_random(const FitInput& in, const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  int64_t seen = 0;
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
+                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.squash = Squash::none;
+    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
+  }
+  Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  f.calibration_tokens = seen;
+  init_predictors(f.params, f.plan, in.seed);
+  run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
+  return f;
+}
+
+constexpr KnobRow kPathKnobs[] = {
+    {"steps", "600", "training steps under the frozen routers"},
+    {"active", "0.25", "mean fraction of experts that the share is calibrated to on training text"},
+    {"group", "32", "neurons in an expert"},
+    kConstruction,
+    {"calibration", "16384", "training tokens that routers are fitted on"},
+    {"epochs", "20", "passes of the routers' training over them; our choice"},
+    {"router_lr", "0.01", "learning rate of the routers; our choice"},
+};
+
+// The rule is published (softmax, smallest prefix whose mass reaches a share); how its routers are
+// trained is not. Ours: cross-entropy to each expert's share of the output norms, then training of the
+// model under frozen routers, then the share calibrated again.
+Fitted fit_path(const FitInput& in, const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  int64_t seen_tokens = 0;
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k), tokens, seen_tokens);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.router_bias = true, f.squash = Squash::softmax;
+    f.rule = Rule::cumulative, f.cut = active;
+  }
+  Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  init_predictors(f.params, f.plan, in.seed);
+  const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::output_norm);
+  f.calibration_tokens = seen_tokens + seen.tokens;
+  const PredictorSpec spec{.loss = PredictorLoss::softmax,
+                           .lr = get_number(k, "router_lr", 0, 10),
+                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
+  for (size_t i = 0; i < seen.layer.size(); ++i) {
+    train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
+                    hash64(in.seed, 0x9a7b, i));
+  }
+  f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, false);
+  for (size_t i = 0; i < seen.layer.size(); ++i) {
+    f.predictors.push_back(
+        judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], -1));
+  }
+  run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
+  if (f.train_tokens > 0)
+    f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, false);
+  return f;
+}
+
+}  // namespace
+
+const Method kNoisyTopK = {.name = "noisy-top-k",
+                           .fit = fit_noisy,
+                           .knobs = kNoisyKnobs,
+                           .source = "Shazeer et al., 2017, as LTE's paper uses it",
+                           .about = "softmax over the kept experts weighs their outputs"};
+const Method kRandomRouter = {.name = "random-router",
+                              .fit = fit_random,
+                              .knobs = kRandomKnobs,
+                              .source = "control of LTE's paper",
+                              .about = "frozen random routers, top-k, the model trained on"};
+const Method kPrunePath = {.name = "prune-path",
+                           .fit = fit_path,
+                           .knobs = kPathKnobs,
+                           .source = "selection rule: arXiv 2605.28283; training of routers: ours",
+                           .about = "softmax routers, experts up to a share of the mass"};
+
+}  // namespace lte
