@@ -49,6 +49,7 @@ struct Method {
   std::span<const KnobRow> knobs;  // beside kTrainingKnobs
   const char* source;
   const char* about;
+  bool gated_only = false;  // needs a gated FFN, and says so elsewhere
 };
 
 std::span<const Method* const> methods();

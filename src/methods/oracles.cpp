@@ -90,7 +90,8 @@ const Method kCats = {.name = "cats",
                       .fit = fit_cats,
                       .knobs = kCatsKnobs,
                       .source = "Lee et al., COLM 2024, arXiv 2404.08763",
-                      .about = "gated FFNs only: thresholds the gate, skips up and down"};
+                      .about = "gated FFNs only: thresholds the gate, skips up and down",
+                      .gated_only = true};
 const Method kRelu = {.name = "relu",
                       .fit = fit_relu,
                       .knobs = kReluKnobs,
