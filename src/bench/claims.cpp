@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/files.h"
+#include "model/score.h"
 
 namespace lte {
 namespace {
@@ -206,6 +207,60 @@ void judge_within(Claim& c, std::span<const Record> records) {
   }
 }
 
+// Mean losses of two sides, over at least three seeds each, differ by at most `within` of them.
+void judge_close(Claim& c, std::span<const Record> records) {
+  const double within = c.number("within");
+  const auto left = select(records, c.selection("left")),
+             right = select(records, c.selection("right"));
+  const Interval a = interval_of(left), b = interval_of(right);
+  c.v.expected = fmt::format("mean losses within {:.3g} %, at least 3 seeds each", 100 * within);
+  if (a.n < 3 || b.n < 3 || distinct_seeds(left) < a.n || distinct_seeds(right) < b.n) return;
+  c.v.measured = fmt::format("{:.4f} (n={}) against {:.4f} (n={})", a.mean, a.n, b.mean, b.n);
+  c.v.verdict = std::abs(a.mean / b.mean - 1) <= within ? "reproduced" : "not reproduced";
+}
+
+// Over the selected records, the mean difference between the densest and the sparsest layer, and
+// between the 99th percentile and the median of tokens, are at least `layers` and `tokens`.
+void judge_varies(Claim& c, std::span<const Record> records) {
+  const double layers = c.number("layers"), tokens = c.number("tokens");
+  c.v.expected = fmt::format("layers differ by at least {}, tokens (p99 - p50) by at least {}",
+                             layers, tokens);
+  double layer = 0, token = 0, n = 0;
+  for (const Record* r : select(records, c.selection("select"))) {
+    const auto& all = r->quality.active_layer;
+    if (all.size() < 2) continue;
+    const auto [low, high] = std::minmax_element(all.begin(), all.end());
+    layer += *high - *low, token += r->quality.active_p99 - r->quality.active_p50, ++n;
+  }
+  if (n < 3) return;
+  c.v.measured = fmt::format("layers {:.3f}, tokens {:.3f} (n={})", layer / n, token / n, n);
+  c.v.verdict = layer / n >= layers && token / n >= tokens ? "reproduced" : "not reproduced";
+}
+
+// What 16 tokens activate together is less than 16 times what one does (or all, if that is less), by
+// the factor `ratio` at least.
+void judge_union(Claim& c, std::span<const Record> records) {
+  const double ratio = c.number("ratio");
+  c.v.expected = fmt::format("union of 16 tokens at most 1/{} of min(1, 16 x one token's)", ratio);
+  double one = 0, many = 0, n = 0;
+  for (const Record* r : select(records, c.selection("select"))) {
+    const auto& u = r->quality.active_union;
+    if (!std::isfinite(u.back())) continue;
+    one += u.front(), many += u.back(), ++n;
+  }
+  if (n < 3) return;
+  const double linear = std::min(1.0, kUnions.back() * one / n);
+  c.v.measured = fmt::format("{:.3f} of the neurons against {:.3f} for one token (n={})", many / n,
+                             one / n, n);
+  c.v.verdict = many / n * ratio <= linear ? "reproduced" : "not reproduced";
+}
+
+constexpr struct {
+  const char* name;
+  void (*judge)(Claim&, std::span<const Record>);
+} kKinds[] = {{"better", judge_better}, {"monotone", judge_monotone}, {"within", judge_within},
+              {"close", judge_close},   {"varies", judge_varies},     {"union", judge_union}};
+
 Verdict judge_one(const toml::table& t, const std::string& path, const std::string& suite,
                   std::span<const Record> records) {
   Claim c{.t = t, .path = path, .v = {}};
@@ -217,7 +272,8 @@ Verdict judge_one(const toml::table& t, const std::string& path, const std::stri
          .suite = suite};
   static const std::set<std::string> kKeys = {"id",     "statement", "kind",   "dataset",   "model",
                                               "better", "than",      "select", "reference", "knob",
-                                              "low",    "high",      "ratio",  "loss"};
+                                              "low",    "high",      "ratio",  "loss",      "left",
+                                              "right",  "within",    "layers", "tokens"};
   for (const auto& [key, node] : t) {
     const std::string name(key.str());
     LTE_CHECK(kKeys.contains(name), fmt::format("{}:{}: unknown key '{}' of a claim", path,
@@ -229,17 +285,13 @@ Verdict judge_one(const toml::table& t, const std::string& path, const std::stri
   }
   LTE_CHECK(!c.v.id.empty(), fmt::format("{}:{}: a claim has no id", path, t.source().begin.line));
   const std::string kind = c.text("kind");
-  if (kind == "better") {
-    judge_better(c, records);
-  } else if (kind == "monotone") {
-    judge_monotone(c, records);
-  } else if (kind == "within") {
-    judge_within(c, records);
-  } else {
-    fail(fmt::format("{}:{}: claim {}: unknown kind '{}'; known: better, monotone, within", path,
-                     t.source().begin.line, c.v.id, kind));
+  std::string known;
+  for (const auto& k : kKinds) {
+    if (kind == k.name) return k.judge(c, records), c.v;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", k.name);
   }
-  return c.v;
+  fail(fmt::format("{}:{}: claim {}: unknown kind '{}'; known: {}", path, t.source().begin.line,
+                   c.v.id, kind, known));
 }
 
 // The suites that have records, the one with most of them first.

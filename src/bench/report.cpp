@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "bench/permitted.h"
 #include "bench/report_parts.h"
 #include "bench/svg_parts.h"
 
@@ -43,6 +44,14 @@ Facts guide() {
        "how many hyper-parameter settings of the method were looked at on the validation split "
        "before this row's was fixed, the same number for all: the suite `search`, whose records "
        "are below. Empty: taken over from elsewhere."},
+      {"Active fraction at a permitted perplexity",
+       "where a method's curve (loss over active fraction, linear between its points, the dense "
+       "model of its protocol at 1) crosses the dense control's perplexity + p %, coming from the "
+       "dense end; in brackets the 90 % interval of 1,000 bootstrap resamples of the seeds. ≤: the "
+       "sparsest point is still within; none: no point is."},
+      {"Predictor recall / precision",
+       "on calibration text: of the experts that matter, those that were predicted; of those "
+       "predicted, those that matter. The mean over layers; the density is the active fraction."},
       {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",
        "in the suite `default` the seeds of a row share one base model and differ in clustering, "
@@ -101,8 +110,10 @@ Page page_of(std::span<const Record> records, std::span<const Verdict> verdicts)
          .no_records = "There are no records yet: run a suite, then generate this page again.",
          .sections = {},
          .guide = guide()};
-  std::set<std::string> taken = {"claims", "guide", "results"};
-  for (const Group& g : group_records(records)) p.sections.push_back(section_of(g, taken));
+  std::set<std::string> taken = {"claims", "guide", "results", "permitted"};
+  const std::vector<Group> groups = group_records(records);
+  if (Section s = permitted_section(groups); !s.tables.empty()) p.sections.push_back(std::move(s));
+  for (const Group& g : groups) p.sections.push_back(section_of(g, taken));
   return p;
 }
 
