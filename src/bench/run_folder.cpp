@@ -46,6 +46,7 @@ Json plan_json(const Plan& plan) {
                       {"squash", kSquashes[static_cast<size_t>(p.squash)]},
                       {"measure", kMeasures[static_cast<size_t>(p.measure)]},
                       {"weighted", p.weighted},
+                      {"in_cut", p.in_cut},
                       {"down_bias", p.down_bias},
                       {"order", p.order}});
   }
@@ -68,6 +69,7 @@ Plan plan_from(const Json& j) {
          .squash = static_cast<Squash>(index_of(kSquashes, l.value("squash", "sigmoid"))),
          .measure = static_cast<Measure>(index_of(kMeasures, l.value("measure", "magnitude"))),
          .weighted = l.value("weighted", false),
+         .in_cut = l.value("in_cut", -1.0),
          .down_bias = l.value("down_bias", false)});
   }
   return plan;

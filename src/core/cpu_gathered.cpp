@@ -1,4 +1,4 @@
-// The gathered feed-forward layer on the CPU: only selected experts are read.
+// The gathered feed-forward layer on the CPU: only selected experts, or inputs, are read.
 #include "core/cpu.h"
 
 namespace lte {
@@ -159,8 +159,46 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
   });
 }
 
+void keep_large(Ctx& ctx, Tensor out, Tensor kept, Tensor x, double cut) {
+  const int64_t D = x.cols();
+  with_type(x, [&]<class T>() {
+    for_ranges(ctx, x.rows(), row_grain(D), [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) {
+        int64_t count = 0;
+        for (int64_t j = n * D; j < (n + 1) * D; ++j) {
+          const T v = x.as<T>()[j];
+          out.as<T>()[j] = std::abs(v) > static_cast<T>(cut) ? v : T(0);
+          count += out.as<T>()[j] != T(0);
+        }
+        kept.as<T>()[n] = static_cast<T>(count) / static_cast<T>(D);
+      }
+    });
+  });
+}
+
+// Cut by columns, so that few tokens give work to all threads; every sum runs over j in order.
+void gemm_sparse(Ctx& ctx, Tensor out, Tensor x, Tensor wt) {
+  const int64_t D = x.cols(), F = wt.cols();
+  with_type(x, [&]<class T>() {
+    for_ranges(ctx, F, 512, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = 0; n < x.rows(); ++n) {
+        VecMap<T> o(out.as<T>() + n * F + begin, end - begin);
+        o.setZero();
+        for (int64_t j = 0; j < D; ++j) {
+          const T v = x.as<T>()[n * D + j];
+          if (v != T(0)) o += v * VecMap<T>(wt.as<T>() + j * F + begin, end - begin);
+        }
+      }
+    });
+  });
+}
+
 }  // namespace
 
-void fill_gathered(Ops& ops) { ops.ffn_gathered = ffn_gathered; }
+void fill_gathered(Ops& ops) {
+  ops.ffn_gathered = ffn_gathered;
+  ops.keep_large = keep_large;
+  ops.gemm_sparse = gemm_sparse;
+}
 
 }  // namespace lte

@@ -154,6 +154,15 @@ struct Ops {
   // da += ...; sum[1] (f64) = the mean. Rows of zeros count as 1.                      da,a[N,F]
   void (*hoyer_add)(Ctx&, Tensor da, Tensor sum, Tensor a, double weight);
 
+  // == Sparse inputs (TEAL)
+
+  // out[n,j] = x[n,j] where |x[n,j]| > cut, else 0;  kept[n] = share of the row that is not 0
+  //                                                                        out,x[N,D] kept[N]
+  void (*keep_large)(Ctx&, Tensor out, Tensor kept, Tensor x, double cut);
+  // out[n,:] = sum over j with x[n,j] != 0 of x[n,j] wt[j,:]: rows of wt whose inputs are all 0 are
+  // never read                                                       out[N,F] x[N,D] wt[D,F]
+  void (*gemm_sparse)(Ctx&, Tensor out, Tensor x, Tensor wt);
+
   // == Loss and update
 
   // loss[n] = -log softmax(logits[n])[target[n]];  dlogits = scale * (softmax - one hot); both 0 where

@@ -11,9 +11,9 @@
 namespace lte {
 namespace {
 
-const Method* const kMethods[] = {&kDense,        &kRelu,   &kLte,  &kLteOneStage, &kMoefication,
-                                  &kDejaVu,       &kD2dmoe, &kCats, &kPrunePath,   &kNoisyTopK,
-                                  &kRandomRouter, &kOracle, &kPrune};
+const Method* const kMethods[] = {
+    &kDense, &kRelu, &kLte,       &kLteOneStage, &kMoefication,  &kDejaVu, &kD2dmoe,
+    &kCats,  &kTeal, &kPrunePath, &kNoisyTopK,   &kRandomRouter, &kOracle, &kPrune};
 
 }  // namespace
 

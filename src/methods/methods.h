@@ -62,7 +62,7 @@ std::vector<KnobRow> all_knobs(const Method&);
 
 // The rows, one in each file of this folder.
 extern const Method kDense, kLte, kLteOneStage, kPrune, kMoefication, kDejaVu, kD2dmoe, kCats,
-    kPrunePath, kNoisyTopK, kRandomRouter, kOracle, kRelu;
+    kPrunePath, kNoisyTopK, kRandomRouter, kOracle, kRelu, kTeal;
 
 // What methods share.
 

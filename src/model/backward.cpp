@@ -57,6 +57,7 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
 void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
                   const LayerState& s, GateSums& sums, size_t layers) {
   const Ops& op = p.be.ops;
+  LTE_CHECK(plan.in_cut < 0, "backward: sparse inputs are not trained under");
   const bool routed = plan.router != RouterKind::none;
   Tensor dact = s.act, dup = s.act, dgates = s.gates;
   dact.data = p.g.dact.data, dup.data = p.g.dup.data, dgates.data = p.g.dgates.data;

@@ -3,21 +3,23 @@
 namespace lte {
 
 Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> active_layer,
-             double context) {
+             double context, std::span<const double> inputs) {
   const double D = c.dim, HC = static_cast<double>(c.heads) * c.head_dim();
   const double KC = static_cast<double>(c.kv_heads) * c.head_dim(), qkv = c.qkv_width();
   const double bias = c.bias ? 1 : 0, norm = c.rms_norm ? 1 : 2, ffn_matrices = c.gated ? 3 : 2;
   double macs = 0, weights = 0, activations = 0;
   for (size_t i = 0; i < plan.layer.size(); ++i) {
     const FfnPlan& p = plan.layer[i];
-    const double F = active_layer[i] * c.ffn;  // neurons computed
+    const double n = ffn_matrices, in = p.in_cut >= 0 && !inputs.empty() ? inputs[i] : 1;
+    // Neurons computed. With sparse inputs the active fraction is (n - 1) / n inputs + 1 / n neurons.
+    const double F = (p.in_cut >= 0 ? n * active_layer[i] - (n - 1) * in : active_layer[i]) * c.ffn;
     const bool routed = p.router != RouterKind::none;
     const double E = routed ? static_cast<double>(experts(c, p)) : 0;
     const auto all = static_cast<double>(kept_neurons(c, p));  // computed before a choice is made
     const double seen = p.router == RouterKind::activation ? ffn_matrices - 1
                         : p.router == RouterKind::gate     ? 1
                                                            : 0;
-    const double ffn = (ffn_matrices - seen) * F * D + seen * all * D;
+    const double ffn = (ffn_matrices - seen) * F * D + seen * all * D * in;
     const double router = p.router == RouterKind::linear      ? E * D
                           : p.router == RouterKind::two_layer ? p.width * (D + E)
                                                               : 0;

@@ -13,9 +13,11 @@ struct Cost {
   double bytes = 0;  // read by one decode step at batch 1: weights, keys and values, activations
 };
 
-// `active_layer` is the active fraction of each layer, against the dense model's neurons; `context`
-// the mean number of positions attended to.
-Cost cost_of(const ModelConfig&, const Plan&, std::span<const double> active_layer, double context);
+// `active_layer` is the active fraction of each layer, against the dense model's neurons (with sparse
+// inputs: weights); `context` the mean number of positions attended to; `inputs` the share of FFN inputs
+// that is kept, used where they are sparse.
+Cost cost_of(const ModelConfig&, const Plan&, std::span<const double> active_layer, double context,
+             std::span<const double> inputs = {});
 
 // FLOPs of training on one token (forward and twice that backward), full convention. Masked
 // training computes every kept neuron. A teacher adds its forward.

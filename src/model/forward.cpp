@@ -56,10 +56,23 @@ void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
   if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
 }
 
+// out = x w' [+ b] for the FFN's input x, or with sparse inputs for what is large of it.
+void from_input(Backend& be, Tensor out, const FfnPlan& plan, Run run, const LayerState& s,
+                const Tensor& w, const Tensor& w_t, const Tensor& b) {
+  if (plan.in_cut < 0 || run.exec == Exec::masked) {
+    linear(be, out, plan.in_cut < 0 ? s.norm2 : s.large, w, b);
+    return;
+  }
+  be.ops.gemm_sparse(*be.ctx, out, s.large, w_t);
+  if (b) be.ops.bias_add(*be.ctx, out, b);
+}
+
 // s.act of all neurons.
-void dense_act(Backend& be, const ModelConfig& c, const LayerParams& w, LayerState& s) {
-  linear(be, s.up, s.norm2, w.up_w, w.up_b);
-  if (c.gated) linear(be, s.gate, s.norm2, w.gate_w, {});
+void dense_act(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+               Run run, LayerState& s) {
+  if (plan.in_cut >= 0) be.ops.keep_large(*be.ctx, s.large, s.kept, s.norm2, plan.in_cut);
+  from_input(be, s.up, plan, run, s, w.up_w, w.up_t, w.up_b);
+  if (c.gated) from_input(be, s.gate, plan, run, s, w.gate_w, w.gate_t, {});
   be.ops.activate(*be.ctx, s.act, c.gated ? s.gate : s.up, c.gated ? s.up : Tensor{}, c.act);
 }
 
@@ -80,7 +93,7 @@ void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, co
     linear(be, s.gate, s.norm2, w.gate_w, {});
     op.activate(*be.ctx, s.act, s.gate, {}, c.act);
   } else {
-    dense_act(be, c, w, s);
+    dense_act(be, c, w, plan, run, s);
   }
   op.measure(*be.ctx, s.scores, s.act, plan.weighted ? w.down_w : Tensor{}, plan.measure);
   gate_layer(be, plan, run, s);
@@ -112,7 +125,7 @@ void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const Ff
       op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
                       w.gate_w, w.down_w, c.act);
     } else {
-      dense_act(be, c, w, s);
+      dense_act(be, c, w, plan, run, s);
       masked_ffn(be, w, plan, run, s);
     }
   }

@@ -28,8 +28,10 @@ struct LayerState {
   Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
   Tensor delta;                  // [N,D] what attention, then the FFN, adds
   Tensor unit, inner;            // [N,D] [N,R] what routers read, and their hidden units
+  Tensor large;                  // [N,D] the FFN's input without what is small
   // Not overwritten by the next layer, whatever Keep says:
   Tensor scores, gates, index, count;  // [N,E] [N,E] [E,N] [E]
+  Tensor kept;                         // [N] share of `large` that is not 0
   Tensor k, v;                         // [B,K,S,C] the key-value cache
 };
 

@@ -17,9 +17,14 @@ double active_of(const Params& p, const Plan& plan, const State& s, int64_t toke
     }
     const int64_t E = experts(p.cfg, plan.layer[i]);
     const float* g = s.layer[i].gates.as<float>();
-    sum += kept *
-           static_cast<double>(std::count_if(g, g + tokens * E, [](float v) { return v != 0; })) /
-           static_cast<double>(E);
+    const double neurons =
+        kept *
+        static_cast<double>(std::count_if(g, g + tokens * E, [](float v) { return v != 0; })) /
+        static_cast<double>(E);
+    const Tensor& in = s.layer[i].kept;
+    const double n = p.cfg.gated ? 2 : 1;
+    for (int64_t t = 0; in && t < tokens; ++t) sum += n / (n + 1) * in.as<float>()[t];
+    sum += in ? neurons / (n + 1) : neurons;
   }
   return sum / static_cast<double>(plan.layer.size());
 }

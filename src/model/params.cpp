@@ -34,6 +34,8 @@ void shape_params(Params& p, const Plan& plan) {
       if (!c.gated) l.up_b = make({F});
     }
     if (f.down_bias) l.down_b = make({D});
+    if (f.in_cut >= 0) l.up_t = make({D, F});
+    if (f.in_cut >= 0 && c.gated) l.gate_t = make({D, F});
     const bool two = f.router == RouterKind::two_layer;
     if (two) l.router_in = make({f.width, D});
     if (two || f.router == RouterKind::linear) {
@@ -80,6 +82,8 @@ void visit_params(Params& p, const std::function<void(Tensor&, const ParamInfo&)
     bias(l.up_b, at + "ffn.up.bias");
     weight(l.down_w, at + "ffn.down.weight", out_std);
     bias(l.down_b, at + "ffn.down.bias");
+    bias(l.up_t, at + "ffn.up.transposed", true);
+    bias(l.gate_t, at + "ffn.gate.transposed", true);
   }
   scale(p.norm_w, "norm.weight");
   bias(p.norm_b, "norm.bias");
@@ -174,7 +178,26 @@ Params apply_order(const Params& from, const Plan& plan) {
     gather(t.up_w, f.up_w), gather(t.up_b, f.up_b), gather(t.gate_w, f.gate_w),
         gather(t.down_w, f.down_w);
   }
+  refresh_transposed(to);
   return to;
+}
+
+void refresh_transposed(Params& p) {
+  for (LayerParams& l : p.layer) {
+    const std::pair<Tensor, Tensor> pairs[] = {{l.up_t, l.up_w}, {l.gate_t, l.gate_w}};
+    for (const auto& [to, from] : pairs) {
+      if (!to) continue;
+      const size_t size = size_of(p.dtype);
+      for (int64_t j = 0; j < from.rows(); ++j) {
+        for (int64_t d = 0; d < from.cols(); ++d) {
+          std::memcpy(
+              static_cast<char*>(to.data) + static_cast<size_t>(d * from.rows() + j) * size,
+              static_cast<const char*>(from.data) + static_cast<size_t>(j * from.cols() + d) * size,
+              size);
+        }
+      }
+    }
+  }
 }
 
 void check_plan(const ModelConfig& c, const Plan& plan) {
@@ -196,6 +219,8 @@ void check_plan(const ModelConfig& c, const Plan& plan) {
               fmt::format("plan: layer {}: a router wants a group size", i));
     LTE_CHECK(p.router != RouterKind::two_layer || p.width > 0,
               fmt::format("plan: layer {}: a two-layer router wants a width", i));
+    LTE_CHECK(p.in_cut < 0 || p.router == RouterKind::activation,
+              fmt::format("plan: layer {}: sparse inputs go with the activation router", i));
     LTE_CHECK(p.router != RouterKind::gate || c.gated,
               fmt::format("plan: layer {}: a gate router wants a gated FFN", i));
   }

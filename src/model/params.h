@@ -20,6 +20,7 @@ struct LayerParams {
   Tensor gate_w;              // [F, D], gated FFN only
   Tensor up_w, up_b;          // [F, D] [F]: row j is neuron j
   Tensor down_w, down_b;      // [F, D] [D]: row j is what neuron j adds
+  Tensor up_t, gate_t;        // [D, F] transposed copies for sparse inputs; not trained
 };
 
 struct Params {
@@ -59,6 +60,9 @@ void init_params(Params&, uint64_t seed);
 // Copies every tensor that both have under one name and one shape.
 void copy_matching(Params& to, const Params& from);
 int64_t count_params(const Params&);
+
+// Makes the transposed copies, where the plan has them, from the weights.
+void refresh_transposed(Params&);
 
 // Lays the FFN weights out in the plan's order, once: pruning really shrinks them, grouping makes
 // the neurons of an expert neighbours. Routers come out as zeros. The source must be in the

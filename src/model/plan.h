@@ -37,6 +37,7 @@ struct FfnPlan {
   Squash squash = Squash::sigmoid;
   Measure measure = Measure::magnitude;  // of activation
   bool weighted = false;                 // measures count w[j] = ||down[j]||
+  double in_cut = -1;                    // FFN inputs of at most this magnitude are 0; < 0: off
   bool down_bias = false;                // the layer has a down bias even where the family has none
 };
 

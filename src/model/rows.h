@@ -10,7 +10,7 @@ inline LayerState rows_of(const LayerState& full, Chunk chunk) {
   const int64_t N = chunk.B * chunk.T;
   for (Tensor* t :
        {&s.x, &s.norm1, &s.stats1, &s.qkv, &s.attended, &s.mid, &s.norm2, &s.stats2, &s.up, &s.gate,
-        &s.act, &s.hidden, &s.delta, &s.scores, &s.gates, &s.unit, &s.inner}) {
+        &s.act, &s.hidden, &s.delta, &s.scores, &s.gates, &s.unit, &s.inner, &s.large, &s.kept}) {
     if (*t) *t = first_rows(*t, N);
   }
   if (s.index) s.index.dim[1] = N;

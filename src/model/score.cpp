@@ -18,12 +18,13 @@ using Clock = std::chrono::steady_clock;
 // Which experts were on, for the tokens of one batch of windows.
 struct Trace {
   std::vector<std::vector<uint8_t>> on;  // [layer][(row * T + t) * E + e]
+  std::vector<std::vector<float>> kept;  // [layer][row * T + t] share of inputs, of sparse inputs
 };
 
 struct Tally {
   const ModelConfig& c;
   const Plan& plan;
-  std::vector<double> layer_sum, token_active;
+  std::vector<double> layer_sum, input_sum, token_active;
   std::array<double, 5> union_sum{};
   std::array<int64_t, 5> union_count{};
   double context = 0;
@@ -38,10 +39,14 @@ struct Tally {
       const int64_t E = experts(c, p);
       const uint8_t* on = routed ? trace.on[i].data() + row * T * E : nullptr;
       for (int64_t t = 0; t < length; ++t) {
-        const double share =
+        double share =
             routed ? kept * static_cast<double>(std::count(on + t * E, on + (t + 1) * E, 1)) /
                          static_cast<double>(E)
                    : kept;
+        if (p.in_cut >= 0) {  // of the weights: inputs count in up and gate, neurons in down
+          const double in = trace.kept[i][static_cast<size_t>(row * T + t)], n = c.gated ? 2 : 1;
+          input_sum[i] += in, share = (n * in + share) / (n + 1);
+        }
         layer_sum[i] += share;
         token[static_cast<size_t>(t)] += share / static_cast<double>(plan.layer.size());
       }
@@ -73,6 +78,7 @@ struct Tally {
     for (double s : layer_sum)
       out.active_layer.push_back(s / n),
           out.active += s / n / static_cast<double>(layer_sum.size());
+    for (double& s : input_sum) s /= n;
     std::sort(token_active.begin(), token_active.end());
     out.active_p50 = token_active[token_active.size() / 2];
     out.active_p99 = token_active[token_active.size() * 99 / 100];
@@ -81,7 +87,7 @@ struct Tally {
                                            : std::numeric_limits<double>::quiet_NaN();
     }
     out.context = context / n;
-    out.cost = cost_of(c, plan, out.active_layer, out.context);
+    out.cost = cost_of(c, plan, out.active_layer, out.context, input_sum);
   }
 };
 
@@ -132,6 +138,10 @@ struct Walk {
           const float* g = state.layer[i].gates.as<float>() + n * E;
           uint8_t* on = trace.on[i].data() + (b * T + pos + t) * E;
           for (int64_t e = 0; e < E; ++e) on[e] = g[e] != 0;
+          if (state.layer[i].kept) {
+            trace.kept[i][static_cast<size_t>(b * T + pos + t)] =
+                state.layer[i].kept.as<float>()[n];
+          }
           digest_value = digest(on, static_cast<size_t>(E), digest_value);
         }
       }
@@ -172,6 +182,7 @@ Outcome score(Backend& be, const Params& p, const Plan& plan, const TokenSet& se
   Tally tally{.c = p.cfg,
               .plan = plan,
               .layer_sum = std::vector<double>(plan.layer.size()),
+              .input_sum = std::vector<double>(plan.layer.size()),
               .token_active = {}};
   Walk walk{.be = be,
             .p = p,
@@ -191,8 +202,10 @@ Outcome score(Backend& be, const Params& p, const Plan& plan, const TokenSet& se
     walk.B = std::min<int64_t>(shape.b, static_cast<int64_t>(windows.size() - at));
     walk.tokens.resize(static_cast<size_t>(walk.B * T)), walk.targets.resize(walk.tokens.size());
     walk.lengths.clear();
-    walk.trace.on.resize(plan.layer.size());
+    walk.trace.on.resize(plan.layer.size()), walk.trace.kept.resize(plan.layer.size());
     for (size_t i = 0; i < plan.layer.size(); ++i) {
+      if (plan.layer[i].in_cut >= 0)
+        walk.trace.kept[i].assign(static_cast<size_t>(walk.B * T), 0.f);
       walk.trace.on[i].assign(static_cast<size_t>(walk.B * T * experts(p.cfg, plan.layer[i])), 0);
     }
     int64_t longest = 0;

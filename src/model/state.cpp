@@ -35,20 +35,22 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
     if (f.input == RouterInput::unit) l.unit = make({N, c.dim});
     if (f.router == RouterKind::two_layer) l.inner = make({N, f.width});
   }
+  if (f.in_cut >= 0) l.large = make({N, c.dim}), l.kept = make({N});
   l.k = l.v = make({B, c.kv_heads, S, c.head_dim()});
 }
 
 // The tensors that a layer may share with the next one, and those that it may not.
 template <class F>
 void each_shared(LayerState& l, F&& f) {
-  for (Tensor* t : {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2,
-                    &l.stats2, &l.up, &l.gate, &l.act, &l.hidden, &l.delta, &l.unit, &l.inner}) {
+  for (Tensor* t :
+       {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2, &l.stats2,
+        &l.up, &l.gate, &l.act, &l.hidden, &l.delta, &l.unit, &l.inner, &l.large}) {
     if (t->rank) f(*t);
   }
 }
 template <class F>
 void each_own(LayerState& l, F&& f) {
-  for (Tensor* t : {&l.scores, &l.gates, &l.index, &l.count, &l.k, &l.v}) {
+  for (Tensor* t : {&l.scores, &l.gates, &l.index, &l.count, &l.kept, &l.k, &l.v}) {
     if (t->rank) f(*t);
   }
 }
