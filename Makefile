@@ -7,7 +7,7 @@ LTE      = $(BUILD)/lte
 
 .PHONY: help deps build program test reproduce bench report claims data check format gpu clean
 help:
-	@echo "make reproduce [PROFILE=default|smoke|full|text] [SHARD=i/n]   run the comparison and write results/"
+	@echo "make reproduce [PROFILE=default|smoke|search|full|text] [SHARD=i/n]   run the comparison and write results/"
 	@echo "make test       build and run all tests"
 	@echo "make bench      FFN latency and training rate with Google Benchmark, JSON in $(BUILD)"
 	@echo "make report     tables, plots and pages again from results/records.jsonl"
