@@ -18,7 +18,7 @@ constexpr KnobRow kKnobs[] = {
     {"group", "4", "neurons in an expert; the paper uses 4 for GPT-2"},
     kConstruction,
     {"width", "32", "hidden units of the router; the paper uses 128 of 768"},
-    {"calibration", "16384", "training tokens that routers are fitted on"},
+    {"calibration", "131072", "training tokens that routers are fitted on"},
     {"epochs", "30", "passes of the routers' training over them"},
     {"router_lr", "3e-3", "learning rate of the routers (paper: 3e-3 to 5e-3)"},
 };

@@ -23,7 +23,7 @@ constexpr KnobRow kKnobs[] = {
      "a neuron counts as active above this magnitude; auto: 0 for ReLU (paper), else the magnitude "
      "that the share `active` of all activations exceeds"},
     {"look_ahead", "0", "1: predictors read the FFN input of the layer below, to hide their time"},
-    {"calibration", "16384",
+    {"calibration", "131072",
      "training tokens that predictors are fitted on; the paper uses 400,000"},
     {"epochs", "20", "most passes over them; stops after 5 without better recall (paper)"},
     {"router_lr", "1e-3", "learning rate of the predictor's AdamW, weight decay 0.01 (paper)"},

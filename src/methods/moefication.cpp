@@ -20,7 +20,7 @@ constexpr KnobRow kKnobs[] = {
     {"score", "auto",
      "what an expert is worth. positive (paper): sum of positive activations, for ReLU; norm: the "
      "length of its activations, our extension to others; auto: positive for ReLU, else norm"},
-    {"calibration", "16384", "training tokens that construction and predictor look at"},
+    {"calibration", "131072", "training tokens that construction and predictor look at"},
     {"epochs", "30", "passes of the predictor's training over them; the paper's code uses 30"},
     {"router_lr", "0.01", "learning rate of the predictor; the paper's code uses 0.01"},
 };

@@ -70,7 +70,7 @@ constexpr KnobRow kPathKnobs[] = {
     {"active", "0.25", "mean fraction of experts that the share is calibrated to on training text"},
     {"group", "32", "neurons in an expert"},
     kConstruction,
-    {"calibration", "16384", "training tokens that routers are fitted on"},
+    {"calibration", "131072", "training tokens that routers are fitted on"},
     {"epochs", "20", "passes of the routers' training over them; our choice"},
     {"router_lr", "0.01", "learning rate of the routers; our choice"},
 };
