@@ -136,6 +136,7 @@ check "samples are whole documents" grep -qE '^sample 3: .+[=:?] [a-z0-9 -]+$' o
 check "train on sums" "$lte" train --data sums --steps 20 --batch 4 --out sums
 check "eval on sums" "$lte" eval --run sums
 check "exact match is shown" grep -qE '^task  +exact match [01]\.[0-9]{4}$' out
+refuse "e2e without its files" "run \`make data\`" env -u LTE_DATA_MIRROR "$lte" data e2e --cache nowhere
 mkdir -p results
 cat > results/claims.toml << 'TOML'
 [[claim]]

@@ -173,7 +173,7 @@ TEST(Restaurants, PromptsEndWhereScoringBegins) {
 
 TEST(Registry, UnknownNamesListTheKnownOnes) {
   EXPECT_EQ(message_of([] { load_dataset("dialect", "", {}); }),
-            "dataset \"dialect\" is not known; known are dialects, restaurants, sums, "
+            "dataset \"dialect\" is not known; known are dialects, restaurants, sums, e2e, "
             "tinyshakespeare, wikitext-2, text:PATH");
   for (const DatasetRow& row : datasets()) EXPECT_GT(std::string(row.about).size(), 10u);
   EXPECT_NE(message_of([] { load_dataset("restaurants", "bpe:x", {}); }).find("is not known: use"),
@@ -324,7 +324,7 @@ bool have(const DataPaths& paths, const std::string& file) {
 
 TEST(RealFiles, ManifestIsReadable) {
   const auto rows = read_manifest(real_paths().manifest);
-  EXPECT_EQ(rows.size(), 6u);
+  EXPECT_EQ(rows.size(), 10u);
   for (const FileRow& row : rows) EXPECT_TRUE(!row.url.empty() || !row.note.empty()) << row.path;
 }
 
