@@ -132,10 +132,12 @@ check "data" "$lte" data text:my.txt --json
 cp out data.json
 json "data --json" data.json . name sha256 tokenizer vocab train_tokens valid_tokens test_tokens window
 check "data sums" "$lte" data sums --samples 3
-check "samples are whole documents" grep -qE '^sample 3: .+[=:?] [a-z0-9 -]+$' out
+cp out samples
+check "samples are whole documents" grep -qE '^sample 3: .+[=:?] [a-z0-9 -]+$' samples
 check "train on sums" "$lte" train --data sums --steps 20 --batch 4 --out sums
 check "eval on sums" "$lte" eval --run sums
-check "exact match is shown" grep -qE '^task  +exact match [01]\.[0-9]{4}$' out
+cp out sums.txt
+check "exact match is shown" grep -qE '^task  +exact match [01]\.[0-9]{4}$' sums.txt
 refuse "e2e without its files" "run \`make data\`" env -u LTE_DATA_MIRROR "$lte" data e2e --cache nowhere
 mkdir -p results
 cat > results/claims.toml << 'TOML'

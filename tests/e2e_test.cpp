@@ -204,6 +204,16 @@ TEST(E2eManifest, RealFiles) {
   EXPECT_EQ(d.valid.starts.size(), 4672u);
   EXPECT_EQ(d.test.starts.size(), 4693u);
   EXPECT_EQ(d.examples.size(), 200u);
+  for (const TokenSet* set : {&d.train, &d.test}) {  // most documents fit into a window
+    const auto n = static_cast<int64_t>(set->tokens.size());
+    const auto count = static_cast<double>(set->starts.size());
+    int fit = 0;
+    for (size_t i = 0; i < set->starts.size(); ++i) {
+      const int64_t end = i + 1 < set->starts.size() ? set->starts[i + 1] : n;
+      fit += end - set->starts[i] <= d.default_seq + 1;
+    }
+    EXPECT_GT(fit / count, 0.96);
+  }
   const auto train = document_lines(d, d.train);
   std::set<std::string> meanings;
   for (const std::string& line : train) meanings.insert(line.substr(0, line.find(" =>") + 3));
