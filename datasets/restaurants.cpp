@@ -5,7 +5,7 @@
 #include <set>
 
 #include "core/check.h"
-#include "core/hash.h"
+#include "data/documents.h"
 #include "datasets/restaurants_words.h"
 
 namespace lte {
@@ -69,9 +69,8 @@ Slot draw_omission(const Meaning& m, Rng& rng) {
   }
 }
 
-struct Documents {
-  std::string text;
-  std::vector<size_t> starts, sentences;  // byte offsets: of the line, and behind its "=>"
+struct Described {
+  Documents documents;
   std::vector<Meaning> meanings;
   std::vector<std::string> prompts;
 };
@@ -79,39 +78,18 @@ struct Documents {
 using Seen = std::set<std::array<int, kSlots>>;
 
 // Adds the meanings to `seen`; where `fresh`, draws none that is there already.
-Documents make_documents(uint64_t stream, int count, bool fresh, Seen& seen) {
-  Documents d;
+Described make_documents(uint64_t stream, int count, bool fresh, Seen& seen) {
+  Described d;
   Rng rng(hash64(kSeed, stream));
-  while (static_cast<int>(d.starts.size()) < count) {
+  while (static_cast<int>(d.meanings.size()) < count) {
     const Meaning m = draw_meaning(rng);
     if (!seen.insert(m.value).second && fresh) continue;
-    d.starts.push_back(d.text.size());
     d.prompts.push_back(write_prompt(m, rng));
-    d.text += d.prompts.back();
-    d.sentences.push_back(d.text.size());
     const Slot omit = draw_omission(m, rng);
-    d.text += ' ';
-    d.text += write_sentence(m, rng, omit);
-    d.text += '\n';
+    add_document(d.documents, d.prompts.back(), write_sentence(m, rng, omit));
     d.meanings.push_back(m);
   }
   return d;
-}
-
-// No token crosses the bounds of documents or of "=>", whatever the tokenizer: see piece_end.
-TokenSet to_tokens(const Documents& d, const Tokenizer& tokenizer) {
-  TokenSet set;
-  set.tokens = encode(tokenizer, d.text);
-  size_t document = 0, at = 0;
-  for (size_t i = 0; i < set.tokens.size(); ++i) {
-    if (document < d.starts.size() && at == d.starts[document]) {
-      set.starts.push_back(static_cast<int64_t>(i));
-      ++document;
-    }
-    set.scored.push_back(at >= d.sentences[document - 1]);
-    at += tokenizer.vocab[set.tokens[i]].size();
-  }
-  return set;
 }
 
 }  // namespace
@@ -165,16 +143,11 @@ Meaning parse_meaning(std::string_view prompt) {
 
 Dataset load_restaurants(const std::string& name, const std::string& tokenizer, const DataPaths&) {
   Seen seen;
-  const Documents train = make_documents(0, 30000, false, seen);
-  const Documents valid = make_documents(1, 500, true, seen);
-  const Documents test = make_documents(2, 1000, true, seen);
-  Dataset d;
-  d.name = name;
-  d.sha256 = sha256_hex(train.text + valid.text + test.text);
-  d.tokenizer = train_tokenizer(tokenizer, train.text);
-  d.train = to_tokens(train, d.tokenizer);
-  d.valid = to_tokens(valid, d.tokenizer);
-  d.test = to_tokens(test, d.tokenizer);
+  const Described train = make_documents(0, 30000, false, seen);
+  const Described valid = make_documents(1, 500, true, seen);
+  const Described test = make_documents(2, 1000, true, seen);
+  Dataset d =
+      make_document_dataset(name, tokenizer, train.documents, valid.documents, test.documents);
   d.task = "slots";
   Rng rng(hash64(kSeed, 3));
   for (int i = 0; i < kExamples; ++i) {

@@ -314,6 +314,7 @@ Record full_record() {
                .digest = 0xfedcba9876543210u};
   r.token_ppl = 1.35, r.byte_ppl = 1.2, r.word_ppl = 4.5, r.window = 128, r.stride = 64;
   r.text_sha256 = "00ff", r.excess = -0.25, r.rouge_l = 0.5, r.slot_error = 0;
+  r.bleu = 0.625, r.exact_match = 0.75;
   r.dense_cost = {.flops_paper = 4, .flops_full = 5, .bytes = 6};
   r.reference_loss = 0.3, r.checked_loss = 0.31;
   r.prefill = Timing{.median = 1.5, .mad = 0.25, .repetitions = 9};
@@ -344,6 +345,8 @@ TEST(Record, RoundTrip) {
   EXPECT_EQ(b.quality.cost.bytes, 3e300);
   EXPECT_EQ(b.excess, r.excess);
   EXPECT_EQ(b.slot_error, r.slot_error);
+  EXPECT_EQ(b.bleu, r.bleu);
+  EXPECT_EQ(b.exact_match, r.exact_match);
   ASSERT_TRUE(b.prefill && b.decode);
   EXPECT_EQ(b.prefill->mad, 0.25);
   EXPECT_EQ(b.decode->repetitions, 9);
@@ -357,11 +360,22 @@ TEST(Record, RoundTrip) {
 TEST(Record, AbsentOptionalsStayAbsent) {
   Record r = full_record();
   r.excess = r.rouge_l = r.slot_error = r.prefill_speedup = r.decode_speedup = r.ideal_decode = {};
+  r.bleu = r.exact_match = {};
   r.prefill = r.decode = {}, r.histograms = {}, r.quality.active_layer = {};
   const Record b = record_from_json(to_json(r));
   EXPECT_FALSE(b.excess || b.rouge_l || b.slot_error || b.prefill_speedup || b.decode_speedup ||
-               b.ideal_decode || b.prefill || b.decode);
+               b.ideal_decode || b.prefill || b.decode || b.bleu || b.exact_match);
   EXPECT_EQ(to_json(b), to_json(r));
+}
+
+// Records from before these two were measured.
+TEST(Record, OlderRecordsLackBleuAndExactMatch) {
+  std::string line = to_json(full_record());
+  const std::string keys = "\"bleu_e2e\":0.625,\"exact_match\":0.75,";
+  ASSERT_NE(line.find(keys), std::string::npos) << line;
+  const Record old = record_from_json(line.erase(line.find(keys), keys.size()));
+  EXPECT_FALSE(old.bleu || old.exact_match);
+  EXPECT_EQ(old.rouge_l, 0.5);
 }
 
 // A model that diverged is a failed record; it must not make the whole file unreadable.

@@ -116,7 +116,7 @@ json "run.json" runs/lte/run.json . format model vocab weights_sha256 plan run
 json "eval --json" eval.json . name protocol trials status why seed quality active cost dense_cost time \
   training machine
 json "eval --json: quality" eval.json .quality loss token_ppl byte_ppl word_ppl scored_tokens window stride \
-  text_sha256 excess_over_source rouge_l_coco slot_error reference_loss checked_loss digest
+  text_sha256 excess_over_source rouge_l_coco slot_error bleu_e2e exact_match reference_loss checked_loss digest
 json "eval --json: active" eval.json .active mean p50 p99 layers union context
 json "eval --json: cost" eval.json .cost flops_paper flops_full bytes
 json "eval --json: time" eval.json .time prefill decode prefill_x_dense decode_x_dense digest_ok
@@ -131,6 +131,14 @@ json "info --json: machine" info.json .machine cpu cores threads compiler flags 
 check "data" "$lte" data text:my.txt --json
 cp out data.json
 json "data --json" data.json . name sha256 tokenizer vocab train_tokens valid_tokens test_tokens window
+check "data sums" "$lte" data sums --samples 3
+cp out samples
+check "samples are whole documents" grep -qE '^sample 3: .+[=:?] [a-z0-9 -]+$' samples
+check "train on sums" "$lte" train --data sums --steps 20 --batch 4 --out sums
+check "eval on sums" "$lte" eval --run sums
+cp out sums.txt
+check "exact match is shown" grep -qE '^task  +exact match [01]\.[0-9]{4}$' sums.txt
+refuse "e2e without its files" "run \`make data\`" env -u LTE_DATA_MIRROR "$lte" data e2e --cache nowhere
 mkdir -p results
 cat > results/claims.toml << 'TOML'
 [[claim]]

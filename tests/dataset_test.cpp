@@ -16,6 +16,7 @@
 #include "data/manifest.h"
 #include "data/text_data.h"
 #include "datasets/restaurants.h"
+#include "documents.h"
 
 #ifndef LTE_SOURCE_DIR
 #define LTE_SOURCE_DIR "."
@@ -130,21 +131,10 @@ TEST(Restaurants, IsAlwaysTheSame) {
   EXPECT_EQ(d.task, "slots");
 }
 
-std::vector<std::string> lines_of(const Dataset& d, const TokenSet& set) {
-  std::vector<std::string> lines;
-  for (size_t i = 0; i < set.starts.size(); ++i) {
-    const auto begin = static_cast<size_t>(set.starts[i]);
-    const auto end =
-        i + 1 < set.starts.size() ? static_cast<size_t>(set.starts[i + 1]) : set.tokens.size();
-    lines.push_back(decode(d.tokenizer, std::span(set.tokens).subspan(begin, end - begin)));
-  }
-  return lines;
-}
-
 TEST(Restaurants, MeaningsOfTheSplitsAreDisjoint) {
   const Dataset d = load_dataset("restaurants", "bytes", {});
   std::set<std::array<int, kSlots>> train;
-  for (const auto& line : lines_of(d, d.train)) {
+  for (const auto& line : document_lines(d, d.train)) {
     ASSERT_EQ(line.find('\n'), line.size() - 1);
     const Meaning m = parse_meaning(line);
     const auto absent = std::count(m.value.begin(), m.value.end(), -1);
@@ -153,7 +143,7 @@ TEST(Restaurants, MeaningsOfTheSplitsAreDisjoint) {
     train.insert(m.value);
   }
   for (const TokenSet* set : {&d.valid, &d.test}) {
-    for (const auto& line : lines_of(d, *set)) {
+    for (const auto& line : document_lines(d, *set)) {
       EXPECT_FALSE(train.count(parse_meaning(line).value)) << line;
     }
   }
@@ -183,8 +173,8 @@ TEST(Restaurants, PromptsEndWhereScoringBegins) {
 
 TEST(Registry, UnknownNamesListTheKnownOnes) {
   EXPECT_EQ(message_of([] { load_dataset("dialect", "", {}); }),
-            "dataset \"dialect\" is not known; known are dialects, restaurants, tinyshakespeare, "
-            "wikitext-2, text:PATH");
+            "dataset \"dialect\" is not known; known are dialects, restaurants, sums, e2e, "
+            "tinyshakespeare, wikitext-2, text:PATH");
   for (const DatasetRow& row : datasets()) EXPECT_GT(std::string(row.about).size(), 10u);
   EXPECT_NE(message_of([] { load_dataset("restaurants", "bpe:x", {}); }).find("is not known: use"),
             std::string::npos);
@@ -334,7 +324,7 @@ bool have(const DataPaths& paths, const std::string& file) {
 
 TEST(RealFiles, ManifestIsReadable) {
   const auto rows = read_manifest(real_paths().manifest);
-  EXPECT_EQ(rows.size(), 6u);
+  EXPECT_EQ(rows.size(), 10u);
   for (const FileRow& row : rows) EXPECT_TRUE(!row.url.empty() || !row.note.empty()) << row.path;
 }
 

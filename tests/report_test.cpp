@@ -241,6 +241,19 @@ TEST(Report, LossThatIsNotFiniteShows) {
             std::string::npos);
 }
 
+// A column is there only where a record fills it.
+TEST(Report, TaskMetricsAreColumns) {
+  std::vector<Record> r = some_records();
+  const std::string without = make_report(r, {}).markdown;
+  EXPECT_EQ(without.find("BLEU"), std::string::npos);
+  EXPECT_EQ(without.find("exact match"), std::string::npos);
+  r[0].bleu = 0.61234, r[0].exact_match = 0.875;
+  const std::string with = make_report(r, {}).markdown;
+  for (const char* text : {"BLEU (E2E)", "0.6123 (1)", "exact match", "0.875 (1)"}) {
+    EXPECT_NE(with.find(text), std::string::npos) << text;
+  }
+}
+
 TEST(Report, IsWellFormedAndRepeatable) {
   const std::vector<Record> records = some_records();
   const std::vector<Verdict> verdicts = {{.id = "c1",

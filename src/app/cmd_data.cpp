@@ -36,6 +36,24 @@ Dataset dataset_of(const LoadedRun& run, const std::string& folder, const std::s
   return d;
 }
 
+namespace {
+
+// The begin of the i-th document of the test split, or the i-th stretch of a text.
+std::string sample_of(const Dataset& d, size_t i) {
+  constexpr size_t kMost = 160;  // tokens
+  const std::vector<int64_t>& starts = d.test.starts;
+  const size_t n = d.test.tokens.size(), width = std::min(n, kMost);
+  size_t begin = std::min(n - width, i * width), end = begin + width;
+  if (!starts.empty()) {
+    i = std::min(i, starts.size() - 1);
+    begin = static_cast<size_t>(starts[i]);
+    end = std::min(begin + width, i + 1 < starts.size() ? static_cast<size_t>(starts[i + 1]) : n);
+  }
+  return decode(d.tokenizer, std::span(d.test.tokens).subspan(begin, end - begin));
+}
+
+}  // namespace
+
 int cmd_data(const CommonArgs& c, const DataArgs& a) {
   if (a.name.empty()) {
     for (const DatasetRow& row : datasets())
@@ -67,14 +85,7 @@ int cmd_data(const CommonArgs& c, const DataArgs& a) {
     fmt::print("source: entropy {:.4f} nats a token, {:.4f} on the test split\n", d.entropy,
                *d.test_floor);
   for (int i = 0; i < a.samples; ++i) {
-    const size_t n = d.test.tokens.size(), width = std::min<size_t>(n, 160);
-    const size_t at =
-        d.test.starts.empty()
-            ? std::min(n - width, static_cast<size_t>(i) * width)
-            : static_cast<size_t>(
-                  d.test.starts[std::min(d.test.starts.size() - 1, static_cast<size_t>(i))]);
-    fmt::print("sample {}: {}\n", i + 1,
-               decode(d.tokenizer, std::span(d.test.tokens).subspan(at, std::min(width, n - at))));
+    fmt::print("sample {}: {}\n", i + 1, sample_of(d, static_cast<size_t>(i)));
   }
   return 0;
 }

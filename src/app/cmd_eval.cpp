@@ -6,6 +6,19 @@
 namespace lte {
 namespace {
 
+// What the dataset's task is scored by, on one line.
+void print_task(const Record& r) {
+  std::string line;
+  const auto add = [&](const char* name, const std::optional<double>& value) {
+    if (value) line += fmt::format("{}{} {:.4f}", line.empty() ? "" : ", ", name, *value);
+  };
+  add("BLEU (E2E)", r.bleu);
+  add("ROUGE-L (coco)", r.rouge_l);
+  add("slot error", r.slot_error);
+  add("exact match", r.exact_match);
+  if (!line.empty()) fmt::print("task         {}\n", line);
+}
+
 void print_record(const Record& r) {
   const Outcome& o = r.quality;
   fmt::print("{}\nstatus       {} {}\n", r.name, r.status, r.why);
@@ -14,9 +27,7 @@ void print_record(const Record& r) {
   fmt::print("perplexity   {:.4f} token, {:.4f} byte, {:.4f} word\n", r.token_ppl, r.byte_ppl,
              r.word_ppl);
   if (r.excess) fmt::print("distance     {:.4f} nats above the source\n", *r.excess);
-  if (r.rouge_l)
-    fmt::print("task         ROUGE-L (coco) {:.4f}, slot error {:.4f}\n", *r.rouge_l,
-               *r.slot_error);
+  print_task(r);
   std::string layers;
   for (double a : o.active_layer) layers += fmt::format(" {:.3f}", a);
   fmt::print("active       {:.4f} mean, {:.4f} p50, {:.4f} p99 over tokens; layers{}\n", o.active,

@@ -24,7 +24,7 @@ struct Args {
 void add_data(CLI::App& app, Args& a, int& code) {
   CLI::App* c = app.add_subcommand("data", "List the datasets, or load one and show what it holds");
   c->add_option("name", a.data.name,
-                "dialects, restaurants, tinyshakespeare, wikitext-2 or text:PATH");
+                "dialects, restaurants, sums, e2e, tinyshakespeare, wikitext-2 or text:PATH");
   c->add_option("--tokenizer", a.data.tokenizer,
                 "bytes, chars or bpe:N; the dataset's own if left out");
   c->add_option("--samples", a.data.samples, "samples of the test split to print")

@@ -32,23 +32,58 @@ void check_reference(const LoadedRun& run, const Dataset& data, Backend& be,
   if (!std::isfinite(r.quality.loss)) r.status = "failed", r.why = "the loss is not finite";
 }
 
-// ROUGE-L and slot errors of greedy continuations of the examples.
-void run_task(const LoadedRun& run, const Dataset& data, Backend& be, Record& r) {
-  if (data.task != "slots" || data.examples.empty()) return;
+// Greedy continuations of the examples, up to the newline.
+std::vector<std::string> continuations(const LoadedRun& run, const Dataset& data, Backend& be) {
   const std::vector<int32_t> newline = encode(run.tokenizer, "\n");
-  double rouge = 0;
-  int64_t slots = 0, errors = 0;
+  std::vector<std::string> texts;
   for (const Example& e : data.examples) {
     const std::vector<int32_t> prompt = encode(run.tokenizer, e.prompt);
     const Generated g =
         generate(be, run.params, run.plan, prompt, kMostNewTokens, newline.at(0), {});
-    const std::string text = decode(run.tokenizer, g.tokens);
-    rouge += rouge_l(text, e.references);
-    const SlotErrors s = slot_errors(e.prompt, text);
+    texts.push_back(decode(run.tokenizer, g.tokens));
+  }
+  return texts;
+}
+
+double mean_rouge(const Dataset& data, const std::vector<std::string>& texts) {
+  double sum = 0;
+  for (size_t i = 0; i < texts.size(); ++i) sum += rouge_l(texts[i], data.examples[i].references);
+  return sum / static_cast<double>(texts.size());
+}
+
+double slot_error_rate(const Dataset& data, const std::vector<std::string>& texts) {
+  int64_t slots = 0, errors = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const SlotErrors s = slot_errors(data.examples[i].prompt, texts[i]);
     slots += s.slots, errors += s.missing + s.added;
   }
-  r.rouge_l = rouge / static_cast<double>(data.examples.size());
-  r.slot_error = static_cast<double>(errors) / static_cast<double>(std::max<int64_t>(1, slots));
+  return static_cast<double>(errors) / static_cast<double>(std::max<int64_t>(1, slots));
+}
+
+double exact_rate(const Dataset& data, const std::vector<std::string>& texts) {
+  int64_t right = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    right += exact_match(texts[i], data.examples[i].references);
+  }
+  return static_cast<double>(right) / static_cast<double>(texts.size());
+}
+
+// The metrics of the dataset's task, where it has one.
+void run_task(const LoadedRun& run, const Dataset& data, Backend& be, Record& r) {
+  if (data.task.empty() || data.examples.empty()) return;
+  const std::vector<std::string> texts = continuations(run, data, be);
+  if (data.task == "slots") {
+    r.rouge_l = mean_rouge(data, texts);
+    r.slot_error = slot_error_rate(data, texts);
+  } else if (data.task == "e2e") {
+    std::vector<std::vector<std::string>> references;
+    for (const Example& e : data.examples) references.push_back(e.references);
+    r.bleu = bleu_e2e(texts, references);
+    r.rouge_l = mean_rouge(data, texts);
+  } else {
+    LTE_CHECK(data.task == "exact", fmt::format("{}: unknown task {}", data.name, data.task));
+    r.exact_match = exact_rate(data, texts);
+  }
 }
 
 double median(std::vector<double> v) {

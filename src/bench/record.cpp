@@ -56,6 +56,8 @@ Json quality_json(const Record& r) {
           {"excess_over_source", optional_json(r.excess)},
           {"rouge_l_coco", optional_json(r.rouge_l)},
           {"slot_error", optional_json(r.slot_error)},
+          {"bleu_e2e", optional_json(r.bleu)},
+          {"exact_match", optional_json(r.exact_match)},
           {"reference_loss", r.reference_loss},
           {"checked_loss", r.checked_loss},
           {"digest", fmt::format("{:016x}", o.digest)}};
@@ -104,6 +106,8 @@ void quality_from(const Json& j, Record& r) {
   r.excess = optional_from(j.at("excess_over_source")),
   r.rouge_l = optional_from(j.at("rouge_l_coco"));
   r.slot_error = optional_from(j.at("slot_error"));
+  r.bleu = optional_from(j.value("bleu_e2e", Json()));  // older records lack these two
+  r.exact_match = optional_from(j.value("exact_match", Json()));
   r.reference_loss = number(j.at("reference_loss")), r.checked_loss = number(j.at("checked_loss"));
   const auto hex = j.at("digest").get<std::string>();
   const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), o.digest, 16);

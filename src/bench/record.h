@@ -25,12 +25,14 @@ struct Record {
 
   Outcome quality;
   double token_ppl = 0, byte_ppl = 0, word_ppl = 0;
-  int window = 0, stride = 0;        // tokens
-  std::string text_sha256;           // of the dataset
-  std::optional<double> excess;      // loss above the true source's on the same tokens, nats
-  std::optional<double> rouge_l;     // coco variant, 0..1
-  std::optional<double> slot_error;  // (missing + added) / slots
-  Cost dense_cost;                   // of the dense model at the same context
+  int window = 0, stride = 0;         // tokens
+  std::string text_sha256;            // of the dataset
+  std::optional<double> excess;       // loss above the true source's on the same tokens, nats
+  std::optional<double> rouge_l;      // coco variant, 0..1
+  std::optional<double> slot_error;   // (missing + added) / slots
+  std::optional<double> bleu;         // corpus BLEU-4, E2E variant, 0..1
+  std::optional<double> exact_match;  // share of the examples, 0..1
+  Cost dense_cost;                    // of the dense model at the same context
   double reference_loss = 0,
          checked_loss = 0;  // masked plain-loop reference and this backend, same tokens
 

@@ -163,6 +163,14 @@ constexpr ColumnRule kQuality[] = {
      [](const Row& row) {
        return with_sd(over_seeds(row, [](const Record& r) { return r.slot_error; }), 3);
      }},
+    {"BLEU (E2E)", true,
+     [](const Row& row) {
+       return with_sd(over_seeds(row, [](const Record& r) { return r.bleu; }), 4);
+     }},
+    {"exact match", true,
+     [](const Row& row) {
+       return with_sd(over_seeds(row, [](const Record& r) { return r.exact_match; }), 3);
+     }},
     {"predictor recall / precision", true,
      [](const Row& row) {
        const std::string recall = mean_of(

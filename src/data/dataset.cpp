@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include "core/check.h"
+#include "data/e2e.h"
 #include "data/text_data.h"
 #include "datasets/dialects.h"
 #include "datasets/restaurants.h"
+#include "datasets/sums.h"
 
 namespace lte {
 namespace {
@@ -18,6 +20,9 @@ constexpr DatasetRow kDatasets[] = {
      load_dialects},
     {"restaurants", "slots to sentence, generated; scored on the sentences", "bpe:512",
      load_restaurants},
+    {"sums", "small sums in words and digits, generated; one exact answer each", "chars",
+     load_sums},
+    {"e2e", "restaurant data to text with several references; files", "bpe:512", load_e2e},
     {"tinyshakespeare", "1.1 MB of plays, 90/5/5 in order; file", "chars", load_tinyshakespeare},
     {"wikitext-2", "Wikipedia articles, word-level text with <unk>; files", "bpe:1024",
      load_wikitext2},

@@ -26,7 +26,8 @@ struct Dataset {
   std::optional<double>
       test_floor;      // mean loss (nats) of the true source on the scored test tokens
   double entropy = 0;  // of the source, nats a token; 0: not known
-  std::string task;    // "" | "slots": test examples below, ROUGE-L and slot error
+  std::string task;    // what the test examples below are scored by: "" nothing, "slots" ROUGE-L
+                       // and slot error, "e2e" BLEU and ROUGE-L, "exact" exact match
   std::vector<Example> examples;
   int default_seq = 128;  // a window length that suits the data
 };

@@ -21,6 +21,13 @@ std::string lower(std::string text) {
   return text;
 }
 
+std::string_view trimmed(std::string_view text) {
+  const auto is_space = [](char c) { return std::isspace(static_cast<unsigned char>(c)); };
+  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
+  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
+  return text;
+}
+
 std::vector<std::string> words_of(const std::string& raw) {
   const std::string text = lower(raw);
   std::vector<std::string> words;
@@ -90,6 +97,12 @@ double rouge_l(const std::string& candidate, std::span<const std::string> refere
   if (precision == 0 || recall == 0) return 0;
   constexpr double kBeta2 = 1.2 * 1.2;
   return (1 + kBeta2) * precision * recall / (recall + kBeta2 * precision);
+}
+
+bool exact_match(const std::string& candidate, std::span<const std::string> references) {
+  const std::string_view text = trimmed(candidate);
+  return std::any_of(references.begin(), references.end(),
+                     [text](const std::string& r) { return trimmed(r) == text; });
 }
 
 SlotErrors slot_errors(const std::string& prompt, const std::string& text) {

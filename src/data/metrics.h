@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 namespace lte {
 
@@ -13,6 +14,17 @@ namespace lte {
 // digits and bytes from 128 up; every other mark is a token; white space separates. 0 without
 // overlap.
 double rouge_l(const std::string& candidate, std::span<const std::string> references);
+
+// BLEU-4 of a corpus, 0..1, in the variant of the official E2E evaluation (pymteval of
+// github.com/tuetschek/e2e-metrics): lower-cased, the words of mteval-v13a, n-grams clipped by the
+// reference that has them most often, brevity against the closest reference length (the shorter of
+// two that are equally close). Counts of 0 become 1e-15, so that it is never undefined. Case and
+// white space are ASCII. Throws Error if there are no candidates or one has no reference.
+double bleu_e2e(std::span<const std::string> candidates,
+                std::span<const std::vector<std::string>> references);
+
+// Whether the candidate is one of the references, white space at both ends aside.
+bool exact_match(const std::string& candidate, std::span<const std::string> references);
 
 // Against the tables of datasets/restaurants.h, whatever the case, at word bounds, the longest
 // phrase first, so that "not family-friendly" does not count as "family-friendly".
