@@ -113,8 +113,9 @@ TEST_P(EveryMethod, NoStepsIsNoTraining) {
 TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
   const Method& m = *GetParam();
   Fitting q(m.gated_only ? kLlama : kGpt256);
-  const auto says = [&](const char* knob, const char* value) {
+  const auto says = [&](const char* knob, const char* value, const Knobs& beside = {}) {
     Knobs k = small_knobs(m);
+    for (const auto& [name, other] : beside) k[name] = other;
     k[knob] = value;
     const std::string e = error_of([&] { q.run(m.name, k); });
     EXPECT_NE(e.find(knob), std::string::npos) << knob << "=" << value << ": " << e;
@@ -135,7 +136,17 @@ TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
   q.stages.clear();
   says("lr2", "-1");
   says("rate", "-1");
-  for (const KnobRow& row : all_knobs(m)) says(row.name, "bogus");
+  for (const KnobRow& row : all_knobs(m)) {
+    says(row.name, "bogus");
+    // Also where another knob makes it idle, or has it used late.
+    for (const auto& [name, value] : {std::pair{"before", "0.5"},
+                                      {"selection", "oracle"},
+                                      {"warm_tokens", "0"},
+                                      {"group", "1"}}) {
+      const bool bad = name == std::string("selection") && m.name != std::string("moefication");
+      if (!find_knob(m, name).empty() && !bad) says(row.name, "bogus", {{name, value}});
+    }
+  }
   EXPECT_TRUE(q.stages.empty()) << "a wrong knob was noticed only after stage " << q.stages[0];
   EXPECT_THROW(find_method("no-such-method"), Error);
   EXPECT_NE(error_of([] { find_method("?"); }).find(m.name), std::string::npos);

@@ -43,6 +43,10 @@ int group_of(const FitInput& in, const Knobs& k) {
   return group;
 }
 
+std::string construction_of(const Knobs& k) {
+  return get_choice(k, "construction", kConstructions);
+}
+
 Plan grouped_plan(const FitInput& in, const std::string& construction, int group, int64_t tokens,
                   int64_t& seen) {
   get_choice({{"construction", construction}}, "construction", kConstructions);

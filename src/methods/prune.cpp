@@ -156,16 +156,16 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
   LTE_CHECK(kept > 0, "knob active=" + k.at("active") + ": would keep no neuron");
   const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
   TrainSpec train = training(in, k, steps);
+  const MaskSpec mask{.steps = get_whole(k, "mask_steps", 1, 1'000'000'000),
+                      .lr = get_number(k, "mask_lr", 0, 100),
+                      .active = active,
+                      .global = p.global};
 
   LayerScores known;
   Fitted f{.params = {}, .plan = {}, .histograms = {}};
   if (p.score == "taylor") known = taylor_scores(in, p.calibration, p.seen);
   if (p.score == "random") known = random_scores(in);
   if (p.score == "mask") {
-    const MaskSpec mask{.steps = get_whole(k, "mask_steps", 1, 1'000'000'000),
-                        .lr = get_number(k, "mask_lr", 0, 100),
-                        .active = active,
-                        .global = p.global};
     LTE_CHECK(steps == 0 || mask.steps < steps, "knob mask_steps: not fewer than steps");
     known = learn_mask(in, train, mask);
     TrainSpec used = train;
