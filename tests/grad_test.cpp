@@ -2,6 +2,7 @@
 // loss.
 #include <fmt/format.h>
 
+#include "errors.h"
 #include "testing.h"
 
 namespace lte::testing {
@@ -258,6 +259,33 @@ TEST(Backward, HoyerSumsAreMeansOverTokens) {
     EXPECT_GT(mean, 1.5) << c.name;
     EXPECT_LE(mean, 12) << c.name << ": at most the number of neurons";
   }
+}
+
+// A gradient that would be wrong, or silently nothing, is an error.
+TEST(Backward, RefusesRoutersWhoseGradientIsNotKnown) {
+  const auto refused = [](Case::Kind kind, LossTerms terms, FfnPlan f) {
+    Problem q({"refused", kGptGelu, kind, true, kNormed, terms});
+    for (FfnPlan& l : q.plan.layer)
+      l.router = f.router, l.squash = f.squash, l.input = f.input, l.rule = f.rule, l.width = 3;
+    q.p = make_params(q.p.cfg, q.plan, DType::f64);
+    randomise(q.p, 77, 0.4);
+    q.state = make_state(q.p, q.plan, q.kB, q.kT, q.kT, Keep::all_layers);
+    q.grads = make_gradients(q.p, q.plan, q.state);
+    return error_of([&] { q.back(); }) != "no error";
+  };
+  constexpr LossTerms kThrough{.train_routers = true, .straight_through = true};
+  constexpr LossTerms kSparse{.eta = 0.5, .train_routers = true};
+  const auto linear = RouterKind::linear;
+  const FfnPlan softmax{.order = {}, .router = linear, .squash = Squash::softmax};
+  const FfnPlan kept{.order = {}, .router = linear, .squash = Squash::kept_softmax};
+  const FfnPlan two{.order = {}, .router = RouterKind::two_layer};
+  const FfnPlan unit{.order = {}, .router = linear, .input = RouterInput::unit};
+  for (const FfnPlan& f : {softmax, two, unit}) EXPECT_TRUE(refused(Case::hard, kThrough, f));
+  EXPECT_TRUE(refused(Case::soft, {}, softmax));
+  EXPECT_TRUE(refused(Case::hard, kSparse, kept));
+  EXPECT_FALSE(refused(Case::hard, kTask, kept));
+  for (const FfnPlan& f : {softmax, two, unit})
+    EXPECT_FALSE(refused(Case::hard, {}, f)) << "frozen";
 }
 
 TEST(Backward, GradientsAddUp) {
