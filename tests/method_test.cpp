@@ -1,18 +1,14 @@
-// What every row of the methods table must hold, whatever it does; then grouping.
+// What every row of the methods table must hold, whatever it does.
 #include <fmt/format.h>
 
-#include <numeric>
 #include <set>
 
 #include "fitting.h"
-#include "methods/cluster.h"
 #include "model/batches.h"
 #include "model/score.h"
 
 namespace lte::testing {
 namespace {
-
-constexpr const char* kGpt256 = "gpt2-nano:dim=16,heads=2,ffn=256,layers=2,max_seq=32";
 
 // Tiny models that a method applies to.
 std::vector<const char*> models_for(const Method& m) {
@@ -112,7 +108,7 @@ TEST_P(EveryMethod, NoStepsIsNoTraining) {
 
 TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
   const Method& m = *GetParam();
-  Fitting q(m.gated_only ? kLlama : kGpt256);
+  Fitting q(models_for(m)[0]);
   const auto says = [&](const char* knob, const char* value, const Knobs& beside = {}) {
     Knobs k = small_knobs(m);
     for (const auto& [name, other] : beside) k[name] = other;
@@ -288,99 +284,6 @@ TEST(LteOneStage, WarmRoutersOpenTheShareThatSteeringStartsAt) {
   const Outcome o =
       score(q.be, f.params, f.plan, q.valid, test_windows(q.valid, 16), {4, 16, 0}, Exec::gathered);
   EXPECT_NEAR(o.active, 0.5, 0.08) << "calibrated on training text, looked at on other text";
-}
-
-// ---- grouping
-
-double objective(const Tensor& x, const std::vector<int>& order, int group) {
-  const int64_t D = x.cols();
-  double total = 0;
-  const auto unit = [&](int j, int64_t d) {
-    double norm = 0;
-    for (int64_t i = 0; i < D; ++i) norm += std::pow(at(x, j * D + i), 2);
-    return at(x, j * D + d) / std::sqrt(norm);
-  };
-  for (size_t from = 0; from < order.size(); from += static_cast<size_t>(group)) {
-    for (int64_t d = 0; d < D; ++d) {
-      double mean = 0;
-      for (int k = 0; k < group; ++k) mean += unit(order[from + static_cast<size_t>(k)], d) / group;
-      for (int k = 0; k < group; ++k)
-        total += std::pow(unit(order[from + static_cast<size_t>(k)], d) - mean, 2);
-    }
-  }
-  return total;
-}
-
-TEST(BalancedKmeans, IsAPermutationDeterministicAndBetterThanChance) {
-  Store s;
-  Rng rng(2);
-  for (int group : {1, 2, 4, 16, 48}) {
-    const Tensor x = s.normal(DType::f32, {48, 6}, rng);
-    const std::vector<int> order = balanced_kmeans(x, group, 7);
-    std::set<int> seen(order.begin(), order.end());
-    ASSERT_EQ(order.size(), 48u);
-    ASSERT_EQ(seen.size(), 48u);
-    EXPECT_EQ(*seen.begin(), 0);
-    EXPECT_EQ(*seen.rbegin(), 47);
-    EXPECT_EQ(order, balanced_kmeans(x, group, 7));
-    if (group == 1 || group == 48) continue;
-    double best = 1e9;
-    std::vector<int> random(48);
-    std::iota(random.begin(), random.end(), 0);
-    for (int i = 0; i < 50; ++i)
-      shuffle(random, rng), best = std::min(best, objective(x, random, group));
-    EXPECT_LT(objective(x, order, group), 0.9 * best);
-  }
-  EXPECT_THROW(balanced_kmeans(s.normal(DType::f32, {48, 6}, rng), 7, 1), Error);
-}
-
-TEST(BalancedKmeans, FindsPlantedClustersWhateverTheirLengths) {
-  Store s;
-  for (uint64_t seed = 0; seed < 10; ++seed) {
-    Rng rng(seed);
-    const int group = 8, clusters = 6, F = group * clusters, D = 12;
-    const Tensor centre = s.normal(DType::f32, {clusters, D}, rng), x = s.blank(DType::f32, {F, D});
-    std::vector<int> label(F);
-    for (int j = 0; j < F; ++j) label[static_cast<size_t>(j)] = j % clusters;
-    shuffle(label, rng);
-    for (int j = 0; j < F; ++j) {
-      const double length = 0.1 + 5 * rng.uniform();  // rows are normalised: lengths do not matter
-      for (int d = 0; d < D; ++d)
-        put(x, j * D + d,
-            length * (at(centre, label[static_cast<size_t>(j)] * D + d) + 0.1 * rng.normal()));
-    }
-    const std::vector<int> order = balanced_kmeans(x, group, seed);
-    for (int j = 0; j < F; ++j) {
-      EXPECT_EQ(label[static_cast<size_t>(order[static_cast<size_t>(j)])],
-                label[static_cast<size_t>(order[static_cast<size_t>(j / group * group)])])
-          << "seed " << seed;
-    }
-  }
-}
-
-// In a process of its own: a division by zero is no exception.
-TEST(BalancedKmeansDeathTest, AGroupOfZeroIsAnError) {
-  Store s;
-  Rng rng(2);
-  const Tensor x = s.normal(DType::f32, {8, 2}, rng);
-  EXPECT_EXIT(
-      {
-        try {
-          balanced_kmeans(x, 0, 1);
-        } catch (const Error&) {
-          std::exit(0);
-        }
-        std::exit(1);
-      },
-      ::testing::ExitedWithCode(0), "");
-}
-
-TEST(BalancedKmeans, SurvivesZeroAndEqualRows) {
-  Store s;
-  const Tensor zero = s.of(DType::f32, {8, 3}, Values(24, 0.0));
-  EXPECT_EQ(balanced_kmeans(zero, 2, 1).size(), 8u);
-  const Tensor equal = s.of(DType::f32, {8, 3}, Values(24, 2.5));
-  EXPECT_EQ(balanced_kmeans(equal, 4, 1).size(), 8u);
 }
 
 TEST(Budget, TokensAreThoseThatWereTrainedOn) {

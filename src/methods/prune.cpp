@@ -78,9 +78,17 @@ std::vector<size_t> global_counts(const LayerScores& scores, size_t kept_in_all,
   }
   std::stable_sort(all.begin(), all.end(),
                    [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::vector<size_t> counts(scores.size());
-  for (size_t k = 0; k < kept_in_all; ++k) ++counts[all[k].second];
-  for (size_t& c : counts) c = std::max<size_t>(c, 1);
+  // The first of every layer is kept first, so that the total is the one that was asked for.
+  std::vector<size_t> counts(scores.size(), 1);
+  std::vector<bool> first(scores.size(), true);
+  size_t kept = counts.size();
+  for (const auto& [score, i] : all) {
+    if (first[i]) {
+      first[i] = false;
+    } else if (kept < kept_in_all) {
+      ++counts[i], ++kept;
+    }
+  }
   return counts;
 }
 
