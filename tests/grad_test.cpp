@@ -288,6 +288,22 @@ TEST(Backward, RefusesRoutersWhoseGradientIsNotKnown) {
     EXPECT_FALSE(refused(Case::hard, {}, f)) << "frozen";
 }
 
+// What training logs as active are the gates that were open, whatever tau is.
+TEST(Backward, CountsTheOpenGates) {
+  for (const Case& c : kCases) {
+    if (c.kind != Case::hard && c.kind != Case::kept && c.kind < Case::oracle) continue;
+    Problem q(c);
+    for (FfnPlan& f : q.plan.layer) f.cut = f.rule == Rule::threshold ? 0.2 : f.cut;
+    q.back();
+    for (size_t i = 0; i < q.state.layer.size(); ++i) {
+      double open = 0;
+      for (double g : values(q.state.layer[i].gates)) open += g != 0;
+      EXPECT_EQ(q.grads.gate_sums[i].above, open) << c.name;
+      EXPECT_GT(open, 0) << c.name;
+    }
+  }
+}
+
 TEST(Backward, GradientsAddUp) {
   Problem q(kCases[8]);
   q.back();

@@ -55,7 +55,7 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
   const double* v = p.g.sums.as<double>();
   sums.square = v[0], sums.separation = v[1], sums.above = v[2];
-  if (p.run.gate == Gate::hard && plan.rule != Rule::threshold) {  // the gates that are open
+  if (p.run.gate == Gate::hard) {  // the gates that are open, by whatever rule and cut
     op.gate_loss_add(*p.be.ctx, {}, p.g.sums, s.gates, {.tau = 0, .eps = 1});
     sums.above = v[2];
   }
