@@ -190,9 +190,10 @@ TEST_P(Routing, MaskedIsGathered) {
     const Plan plan = plan_of(group);
     check_plan(c, plan);
     const Params p = params_of(plan);
-    for (int64_t B : {int64_t{1}, kB}) {
+    for (int64_t n : {int64_t{1}, int64_t{5}, kB * kT}) {  // one, few and many gather differently
       Tensor in = tokens;
-      if (B == 1) in.dim[0] = 5;  // few tokens are gathered another way
+      in.dim[0] = n;
+      const int64_t B = n == kB * kT ? kB : 1;
       const State a = run_forward(be, p, plan, in, B, kMasked);
       const State b = run_forward(be, p, plan, in, B, kGathered);
       if (B > 1 && group < 8) {

@@ -241,6 +241,126 @@ TEST(Dense, NoStepsIsTheModelAsItIs) {
   EXPECT_EQ(f.train_tokens, 0);
 }
 
+// Forms of one method that its knobs choose: each within its budget, masked as gathered, and as
+// sparse as asked.
+struct Form {
+  const char* method;
+  Knobs knobs;
+};
+const Form kForms[] = {
+    {"moefication", {{"selection", "similarity"}}},
+    {"moefication", {{"selection", "oracle"}, {"score", "positive"}}},
+    {"moefication", {{"construction", "coactivation"}, {"score", "norm"}}},
+    {"deja-vu", {{"selection", "threshold"}, {"group", "1"}}},
+    {"deja-vu", {{"look_ahead", "1"}}},
+    {"deja-vu", {{"before", "0.5"}, {"label", "0.01"}}},
+    {"deja-vu", {{"before", "1"}}},
+    {"d2dmoe", {{"rule", "cumulative"}}},
+    {"oracle", {{"by", "contribution"}, {"construction", "random"}}},
+    {"oracle", {{"group", "1"}}},
+    {"noisy-top-k", {{"noise", "0"}, {"construction", "contiguous"}}},
+    {"prune", {{"score", "flap"}, {"active", "0.25"}}},
+    {"prune", {{"score", "taylor"}, {"active", "0.25"}, {"compensate", "1"}}},
+    {"prune", {{"score", "mask"}, {"active", "0.25"}, {"allocation", "global"}}},
+    {"prune", {{"score", "random"}, {"active", "0.25"}}},
+};
+
+TEST(Forms, HoldWhatTheMethodsHold) {
+  for (const char* model : {kGpt, kLlama}) {
+    for (const Form& form : kForms) {
+      const Method& m = find_method(form.method);
+      Fitting q(model);
+      Knobs k = small_knobs(m);
+      std::string name = form.method;
+      for (const auto& [key, value] : form.knobs) k[key] = value, name += " " + key + "=" + value;
+      SCOPED_TRACE(name);
+      const Fitted f = q.run(m.name, k);
+      EXPECT_EQ(f.train_tokens, 12 * 4 * 16);
+      EXPECT_NO_THROW(check_plan(f.params.cfg, f.plan));
+      const std::vector<Window> windows = test_windows(q.valid, 16);
+      const auto outcome = [&](Exec exec, Shape shape) {
+        return score(q.be, f.params, f.plan, q.valid, windows, shape, exec);
+      };
+      const Outcome masked = outcome(Exec::masked, {4, 16, 0}),
+                    gathered = outcome(Exec::gathered, {4, 16, 0}),
+                    decoded = outcome(Exec::gathered, {1, 4, 12});
+      EXPECT_NEAR(masked.loss, gathered.loss, 1e-4);
+      EXPECT_NEAR(masked.loss, decoded.loss, 1e-4);
+      EXPECT_NEAR(gathered.active, 0.25, 0.15);
+      q.be = open_backend("cpu", 7);
+      expect_same_bits(q.run(m.name, k).params.flat(), f.params.flat(), "7 threads");
+    }
+  }
+}
+
+TEST(Moefication, SimilarityTakesTheNearestCentres) {
+  for (const char* model : {kGpt, kLlama}) {
+    Fitting q(model);
+    const Fitted f =
+        q.run("moefication", {{"selection", "similarity"}, {"group", "8"}, {"active", "0.5"}});
+    Store s;
+    Rng rng(3);
+    const State st = run_forward(q.be, f.params, f.plan, s.ints(32, kFitVocab, rng), 2,
+                                 {Gate::hard, Exec::masked});
+    const int64_t D = q.c.dim, E = q.c.ffn / 8;
+    for (size_t i = 0; i < 2; ++i) {
+      const LayerState& l = st.layer[i];
+      const LayerParams& w = f.params.layer[i];
+      const auto row = [&](const Tensor& t, int64_t n) {
+        Values v(static_cast<size_t>(D));
+        double square = 0;
+        for (int64_t d = 0; d < D; ++d) square += std::pow(at(t, n * D + d), 2);
+        for (int64_t d = 0; d < D; ++d)
+          v[static_cast<size_t>(d)] = at(t, n * D + d) / std::sqrt(square);
+        return v;
+      };
+      for (int64_t n = 0; n < 32; ++n) {
+        std::vector<std::pair<double, int64_t>> distance;
+        const Values x = row(l.norm2, n);
+        for (int64_t e = 0; e < E; ++e) {
+          Values centre(static_cast<size_t>(D));
+          for (int64_t j = e * 8; j < e * 8 + 8; ++j) {
+            const Values one = row(w.gate_w ? w.gate_w : w.up_w, j);
+            for (size_t d = 0; d < one.size(); ++d) centre[d] += one[d] / 8;
+          }
+          double square = 0;
+          for (size_t d = 0; d < x.size(); ++d) square += std::pow(x[d] - centre[d], 2);
+          distance.push_back({square, e});
+        }
+        std::sort(distance.begin(), distance.end());
+        for (int64_t k = 0; k < E; ++k)
+          EXPECT_EQ(at(l.gates, n * E + distance[static_cast<size_t>(k)].second), k < E / 2)
+              << "token " << n;
+      }
+    }
+  }
+}
+
+// Neurons that are exactly zero are skipped: the model is the dense ReLU model.
+TEST(Relu, SkippingChangesNothing) {
+  for (const char* model : {kGpt, kLlama}) {
+    Fitting q(model);
+    const Fitted f = q.run("relu", {{"steps", "12"}, {"batch", "4"}});
+    EXPECT_EQ(f.params.cfg.act, Act::relu);
+    EXPECT_EQ(parse_model(f.params.cfg.name).act, Act::relu) << f.params.cfg.name;
+    Store s;
+    Rng rng(3);
+    const Tensor tokens = s.ints(32, kFitVocab, rng);
+    const State sparse =
+        run_forward(q.be, f.params, f.plan, tokens, 2, {Gate::hard, Exec::gathered});
+    const State dense = run_forward(q.be, f.params, dense_plan(f.params.cfg), tokens, 2,
+                                    {Gate::hard, Exec::masked});
+    expect_close(sparse.logits, values(dense.logits),
+                 tolerance_of(DType::f32, 48 * 10, largest(values(dense.logits))), "logits");
+    for (const LayerState& l : sparse.layer) {
+      const Values gates = values(l.gates);
+      const auto open = std::count(gates.begin(), gates.end(), 1.0);
+      EXPECT_GT(open, 0);
+      EXPECT_LT(open, static_cast<int64_t>(gates.size()));
+    }
+  }
+}
+
 TEST(Lte, ToTheLetterHasNoRouterBiasAndFreezesRouters) {
   Fitting q;
   const Fitted f = q.run("lte", {{"steps", "12"}, {"batch", "4"}, {"group", "8"}});
