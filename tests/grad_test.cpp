@@ -2,6 +2,7 @@
 // loss.
 #include <fmt/format.h>
 
+#include "errors.h"
 #include "testing.h"
 
 namespace lte::testing {
@@ -10,16 +11,20 @@ namespace {
 struct Case {
   const char* name;
   const char* model;
-  enum Kind { dense, soft, hard, pruned } kind = dense;
+  // kept: softmax over the two highest of three scores; mask: soft gates of single neurons that are
+  // the routers' z itself; compensated: pruned, with a down bias; oracle: the five largest
+  // activations; cats: by the gate
+  enum Kind { dense, soft, hard, pruned, kept, mask, compensated, oracle, cats } kind = dense;
   bool bias = true;                         // of the routers
   RouterInput input = RouterInput::normed;  // of the routers
   LossTerms terms = {};
-  Exec exec = Exec::masked;
+  double noise = 0;  // on the routers' z
 };
 
 constexpr const char* kGptGelu = "gpt2-nano:dim=8,heads=2,ffn=12,layers=2,max_seq=8";
 constexpr const char* kGptErf = "gpt2-nano:dim=8,heads=2,ffn=12,layers=2,max_seq=8,act=gelu-erf";
 constexpr const char* kGptRelu = "gpt2-nano:dim=8,heads=2,ffn=12,layers=2,max_seq=8,act=relu";
+constexpr const char* kGptTanh = "gpt2-nano:dim=8,heads=2,ffn=12,layers=2,max_seq=8,act=tanh";
 constexpr const char* kGqa = "llama-nano:dim=16,heads=4,kv_heads=2,ffn=12,layers=2,max_seq=8";
 constexpr const char* kMqa = "llama-nano:dim=12,heads=3,kv_heads=1,ffn=8,layers=3,max_seq=8";
 constexpr auto kResidual = RouterInput::residual;
@@ -31,6 +36,8 @@ constexpr LossTerms kClip{
 constexpr LossTerms kDistill{.distill = 0.3};
 constexpr LossTerms kDistillLte{
     .eta = 0.7, .lambda = 0.2, .tau = 0.4, .sep_eps = 1e-2, .train_routers = true, .distill = 0.6};
+constexpr LossTerms kHoyer{.hoyer = 0.3};
+constexpr LossTerms kHoyerTask{.train_routers = true, .hoyer = 0.05};
 
 const Case kCases[] = {
     {"gpt_gelu_dense", kGptGelu},
@@ -52,6 +59,23 @@ const Case kCases[] = {
     {"llama_hard_residual", kGqa, Case::hard, true, kResidual, {}},
     {"gpt_distill", kGptGelu, Case::dense, true, kNormed, kDistill},
     {"llama_soft_distill", kGqa, Case::soft, true, kNormed, kDistillLte},
+    {"gpt_tanh_dense", kGptTanh},
+    {"gpt_kept_softmax", kGptGelu, Case::kept, false, kNormed, kTask},
+    {"gpt_kept_softmax_noisy", kGptGelu, Case::kept, true, kResidual, kTask, 0.3},
+    {"llama_kept_softmax", kGqa, Case::kept, true, kNormed, kTask},
+    {"llama_kept_softmax_frozen", kGqa, Case::kept, true, kNormed, {}},
+    {"gpt_hoyer", kGptGelu, Case::dense, true, kNormed, kHoyer},
+    {"gpt_relu_hoyer", kGptRelu, Case::dense, true, kNormed, kHoyer},
+    {"llama_hoyer", kGqa, Case::dense, true, kNormed, kHoyer},
+    {"llama_hard_hoyer", kGqa, Case::hard, true, kNormed, kHoyer},
+    {"gpt_kept_softmax_hoyer", kGptErf, Case::kept, true, kNormed, kHoyerTask},
+    {"gpt_mask", kGptGelu, Case::mask, true, kNormed, kTask},
+    {"llama_mask", kGqa, Case::mask, true, kNormed, kTask},
+    {"llama_compensated", kGqa, Case::compensated},
+    {"gpt_compensated", kGptGelu, Case::compensated},
+    {"gpt_oracle", kGptGelu, Case::oracle},
+    {"llama_oracle", kGqa, Case::oracle},
+    {"llama_cats", kGqa, Case::cats},
 };
 
 // A model of random parameters, a batch with targets that do not count, and its loss by formula.
@@ -71,11 +95,21 @@ struct Problem {
 
   explicit Problem(const Case& c) : terms(c.terms) {
     const ModelConfig cfg = tiny(c.model, kVocab);
-    run = {c.kind == Case::soft ? Gate::soft : Gate::hard, Exec::masked};
-    plan = c.kind == Case::soft || c.kind == Case::hard ? routed(cfg, 4, c.bias) : dense_plan(cfg);
-    for (FfnPlan& f : plan.layer) f.input = c.input;
-    if (c.kind == Case::pruned)
-      plan.layer[0].order = {3, 1, 7}, plan.layer[1].order = {0, 2, 5, 6, 9};
+    const bool pruned = c.kind == Case::pruned || c.kind == Case::compensated;
+    const bool soft = c.kind == Case::soft || c.kind == Case::mask;
+    run = {soft ? Gate::soft : Gate::hard, Exec::masked, c.noise, 3};
+    const int group = c.kind == Case::mask || c.kind >= Case::oracle ? 1 : 4;
+    plan = pruned || c.kind == Case::dense ? dense_plan(cfg) : routed(cfg, group, c.bias);
+    for (FfnPlan& f : plan.layer) {
+      f.input = c.input, f.down_bias = c.kind == Case::compensated;
+      if (c.kind == Case::kept) f.squash = Squash::kept_softmax, f.rule = Rule::top_k, f.cut = 2;
+      if (c.kind == Case::mask) f.squash = Squash::none;
+      if (c.kind >= Case::oracle) f.router_bias = false;
+      if (c.kind == Case::oracle)
+        f.router = RouterKind::activation, f.rule = Rule::top_k, f.cut = 5, f.weighted = true;
+      if (c.kind == Case::cats) f.router = RouterKind::gate, f.cut = 0.1;
+    }
+    if (pruned) plan.layer[0].order = {3, 1, 7}, plan.layer[1].order = {0, 2, 5, 6, 9};
     p = make_params(cfg, plan, DType::f64);
     randomise(p, 77, 0.4);
     tokens = s.ints(kB * kT, kVocab, rng), targets = s.ints(kB * kT, kVocab, rng);
@@ -104,7 +138,7 @@ struct Problem {
   // methods.md, section 1.3: L_task + eta L_eff + lambda L_sep, means over tokens.
   double loss() {
     ahead();
-    double task = 0, eff = 0, sep = 0;
+    double task = 0;
     for (int64_t n = 0; n < kB * kT; ++n) {
       const int32_t target = targets.as<int32_t>()[n];
       if (target < 0) continue;
@@ -116,7 +150,27 @@ struct Problem {
       }
       task += (1 - terms.distill) * -std::log(q[static_cast<size_t>(target)]) + terms.distill * kl;
     }
-    if (!terms.train_routers) return kWeight * task;
+    return kWeight * task + terms.hoyer * hoyer() + regularisers();
+  }
+
+  // Mean over layers and tokens of (sum |a|)^2 / sum a^2, over all activations before the gates.
+  double hoyer() const {
+    double mean = 0;
+    for (const LayerState& l : state.layer) {
+      const int64_t N = l.act.rows(), F = l.act.cols();
+      for (int64_t n = 0; n < N; ++n) {
+        double S = 0, Q = 0;
+        for (int64_t j = 0; j < F; ++j)
+          S += std::abs(at(l.act, n * F + j)), Q += std::pow(at(l.act, n * F + j), 2);
+        mean += S * S / Q / static_cast<double>(N) / static_cast<double>(state.layer.size());
+      }
+    }
+    return mean;
+  }
+
+  double regularisers() const {
+    if (!terms.train_routers) return 0;
+    double eff = 0, sep = 0;
     for (const LayerState& l : state.layer) {
       const double share =
           1 / (static_cast<double>(state.layer.size()) * static_cast<double>(l.scores.size()));
@@ -126,7 +180,7 @@ struct Problem {
         sep += share * (terms.sep_clip > 0 ? std::min(term, terms.sep_clip) : term);
       }
     }
-    return kWeight * task + terms.eta * eff + terms.lambda * sep;
+    return terms.eta * eff + terms.lambda * sep;
   }
 
   double difference(const Tensor& t, int64_t i) {
@@ -192,6 +246,63 @@ TEST_P(Differences, EveryParameterTensor) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Differences, ::testing::ValuesIn(kCases),
                          [](const auto& info) { return std::string(info.param.name); });
+
+TEST(Backward, HoyerSumsAreMeansOverTokens) {
+  for (const Case& c : kCases) {
+    if (c.terms.hoyer == 0) continue;
+    Problem q(c);
+    q.back();
+    double mean = 0;
+    for (const GateSums& sums : q.grads.gate_sums)
+      mean += sums.hoyer / static_cast<double>(q.grads.gate_sums.size());
+    EXPECT_NEAR(mean, q.hoyer(), 1e-12 * mean) << c.name;
+    EXPECT_GT(mean, 1.5) << c.name;
+    EXPECT_LE(mean, 12) << c.name << ": at most the number of neurons";
+  }
+}
+
+// A gradient that would be wrong, or silently nothing, is an error.
+TEST(Backward, RefusesRoutersWhoseGradientIsNotKnown) {
+  const auto refused = [](Case::Kind kind, LossTerms terms, FfnPlan f) {
+    Problem q({"refused", kGptGelu, kind, true, kNormed, terms});
+    for (FfnPlan& l : q.plan.layer)
+      l.router = f.router, l.squash = f.squash, l.input = f.input, l.rule = f.rule, l.width = 3;
+    q.p = make_params(q.p.cfg, q.plan, DType::f64);
+    randomise(q.p, 77, 0.4);
+    q.state = make_state(q.p, q.plan, q.kB, q.kT, q.kT, Keep::all_layers);
+    q.grads = make_gradients(q.p, q.plan, q.state);
+    return error_of([&] { q.back(); }) != "no error";
+  };
+  constexpr LossTerms kThrough{.train_routers = true, .straight_through = true};
+  constexpr LossTerms kSparse{.eta = 0.5, .train_routers = true};
+  const auto linear = RouterKind::linear;
+  const FfnPlan softmax{.order = {}, .router = linear, .squash = Squash::softmax};
+  const FfnPlan kept{.order = {}, .router = linear, .squash = Squash::kept_softmax};
+  const FfnPlan two{.order = {}, .router = RouterKind::two_layer};
+  const FfnPlan unit{.order = {}, .router = linear, .input = RouterInput::unit};
+  for (const FfnPlan& f : {softmax, two, unit}) EXPECT_TRUE(refused(Case::hard, kThrough, f));
+  EXPECT_TRUE(refused(Case::soft, {}, softmax));
+  EXPECT_TRUE(refused(Case::hard, kSparse, kept));
+  EXPECT_FALSE(refused(Case::hard, kTask, kept));
+  for (const FfnPlan& f : {softmax, two, unit})
+    EXPECT_FALSE(refused(Case::hard, {}, f)) << "frozen";
+}
+
+// What training logs as active are the gates that were open, whatever tau is.
+TEST(Backward, CountsTheOpenGates) {
+  for (const Case& c : kCases) {
+    if (c.kind != Case::hard && c.kind != Case::kept && c.kind < Case::oracle) continue;
+    Problem q(c);
+    for (FfnPlan& f : q.plan.layer) f.cut = f.rule == Rule::threshold ? 0.2 : f.cut;
+    q.back();
+    for (size_t i = 0; i < q.state.layer.size(); ++i) {
+      double open = 0;
+      for (double g : values(q.state.layer[i].gates)) open += g != 0;
+      EXPECT_EQ(q.grads.gate_sums[i].above, open) << c.name;
+      EXPECT_GT(open, 0) << c.name;
+    }
+  }
+}
 
 TEST(Backward, GradientsAddUp) {
   Problem q(kCases[8]);

@@ -13,6 +13,7 @@
 #include "core/files.h"
 #include "data/text_data.h"
 #include "errors.h"
+#include "fitting.h"
 #include "io/safetensors.h"
 #include "testing.h"
 
@@ -39,24 +40,16 @@ struct Folder : ::testing::Test {
   void TearDown() override { fs::remove_all(root); }
   std::string at(const std::string& name) const { return root + "/" + name; }
 
-  LoadedRun base(const std::string& name, uint64_t seed = 0) {
+  LoadedRun base(const std::string& name, uint64_t seed = 0, const char* model = kGpt) {
     const BaseSpec spec{
-        .model = kGpt, .dataset = data.name, .steps = 12, .batch = 4, .lr = 1e-2, .seed = seed};
-    const TrainSpec training = base_training(spec, data.default_seq, parse_model(kGpt).max_seq);
-    return train_base(be, kGpt, training, data, at(name), {});
-  }
-  Knobs small(const std::string& method) const {
-    Knobs k = {{"steps", "10"}, {"batch", "4"}};
-    const Knobs wanted = {
-        {"group", "8"}, {"warm_tokens", "512"}, {"warm_steps", "10"}, {"calibration", "512"}};
-    for (const KnobRow& row : all_knobs(find_method(method))) {
-      if (wanted.contains(row.name)) k[row.name] = wanted.at(row.name);
-    }
-    return k;
+        .model = model, .dataset = data.name, .steps = 12, .batch = 4, .lr = 1e-2, .seed = seed};
+    const TrainSpec training = base_training(spec, data.default_seq, parse_model(model).max_seq);
+    return train_base(be, model, training, data, at(name), {});
   }
   LoadedRun fitted(const LoadedRun& from, const std::string& method, const std::string& name,
                    const std::function<void(const std::string&, const StepLog&)>& watch = {}) {
-    return fit_method(be, from, data, method, small(method), 3, at(name), watch);
+    return fit_method(be, from, data, method, small_knobs(find_method(method), "10"), 3, at(name),
+                      watch);
   }
   std::string load_error(const std::string& name) const {
     return error_of([&] { load_run(at(name)); });
@@ -76,6 +69,12 @@ void expect_same_plan(const Plan& a, const Plan& b) {
     EXPECT_EQ(x.input, y.input);
     EXPECT_EQ(x.rule, y.rule);
     EXPECT_EQ(x.cut, y.cut);
+    EXPECT_EQ(x.width, y.width);
+    EXPECT_EQ(x.inner, y.inner);
+    EXPECT_EQ(x.squash, y.squash);
+    EXPECT_EQ(x.measure, y.measure);
+    EXPECT_EQ(x.weighted, y.weighted);
+    EXPECT_EQ(x.down_bias, y.down_bias);
   }
 }
 
@@ -99,6 +98,12 @@ void expect_same_run(const LoadedRun& a, const LoadedRun& b) {
     EXPECT_EQ(x.histograms[i].stage, y.histograms[i].stage);
     EXPECT_EQ(x.histograms[i].layer, y.histograms[i].layer);
   }
+  ASSERT_EQ(x.predictors.size(), y.predictors.size());
+  for (size_t i = 0; i < x.predictors.size(); ++i) {
+    EXPECT_EQ(x.predictors[i].recall, y.predictors[i].recall);
+    EXPECT_EQ(x.predictors[i].precision, y.predictors[i].precision);
+    EXPECT_EQ(x.predictors[i].density, y.predictors[i].density);
+  }
 }
 
 // ---- round trips
@@ -106,13 +111,15 @@ void expect_same_run(const LoadedRun& a, const LoadedRun& b) {
 TEST_F(Folder, EveryMethodIsLoadedBitByBit) {
   const LoadedRun dense = base("base");
   expect_same_run(load_run(at("base")), dense);
+  const LoadedRun gated = base("gated", 0, kLlama);
   for (const Method* each : methods()) {
     const Method& m = *each;
     SCOPED_TRACE(m.name);
-    const LoadedRun made = fitted(dense, m.name, m.name), again = load_run(at(m.name));
+    const LoadedRun& from = m.gated_only ? gated : dense;
+    const LoadedRun made = fitted(from, m.name, m.name), again = load_run(at(m.name));
     expect_same_run(again, made);
     EXPECT_EQ(again.info.train_seconds, made.info.train_seconds);
-    EXPECT_EQ(again.info.base_of, weights_sha256(dense.params));
+    EXPECT_EQ(again.info.base_of, weights_sha256(from.params));
     EXPECT_EQ(again.info.kind, "fit");
     std::set<std::string> files;
     for (const auto& f : fs::directory_iterator(at(m.name)))
@@ -132,15 +139,24 @@ TEST_F(Folder, HandMadePlansSurvive) {
   plan.method = "lte", plan.knobs = {{"a", "\xc3\xa9\"\\"}, {"b", ""}};
   plan.layer[1].order = {40, 1, 2, 3, 4, 5, 6, 7}, plan.layer[1].input = RouterInput::residual;
   plan.layer[0].rule = Rule::top_k, plan.layer[0].cut = 2, plan.layer[0].router_bias = true;
+  plan.layer[1].router = RouterKind::two_layer, plan.layer[1].width = 3;
+  plan.layer[1].inner = Inner::tanh, plan.layer[1].squash = Squash::kept_softmax;
+  plan.layer[1].measure = Measure::positive, plan.layer[1].weighted = true;
+  plan.layer[0].squash = Squash::absolute, plan.layer[0].inner = Inner::relu;
+  plan.layer[0].input = RouterInput::unit, plan.layer[0].down_bias = true;
   Params p = make_params(c, plan);
   randomise(p, 3);
   RunInfo info;
   info.dataset = "text:\"/\\x", info.seed = ~uint64_t{0};
+  info.predictors = {{1.0 / 3, 0.5, 1e-9}};
   save_run(at("h"), p, plan, data.tokenizer, info);
   const LoadedRun back = load_run(at("h"));
   expect_same_bits(back.params.flat(), p.flat(), "parameters");
   expect_same_plan(back.plan, plan);
   EXPECT_EQ(back.info.seed, ~uint64_t{0});
+  ASSERT_EQ(back.info.predictors.size(), 1u);
+  EXPECT_EQ(back.info.predictors[0].recall, 1.0 / 3);
+  EXPECT_EQ(back.info.predictors[0].density, 1e-9);
 }
 
 // ---- damage

@@ -394,5 +394,85 @@ TEST(CostOf, GroupedHeadsAndTraining) {
       << "masked training computes every neuron, and the routers";
 }
 
+// Multiply-adds of one layer beside attention, for dim 16 and experts of 4 neurons, a quarter of
+// them active.
+TEST(CostOf, EveryKindByHand) {
+  struct {
+    const char* model;
+    FfnPlan plan;
+    double macs;
+  } const cases[] = {
+      // 32 neurons, 8 experts; two matrices of 32 x 16.
+      {kGpt, {.order = {}}, 2 * 8 * 16},
+      {kGpt, {.order = {}, .router = RouterKind::linear}, 2 * 8 * 16 + 8 * 16},
+      {kGpt,
+       {.order = {}, .router = RouterKind::linear, .input = RouterInput::unit},
+       2 * 8 * 16 + 8 * 16},
+      {kGpt, {.order = {}, .router = RouterKind::two_layer, .width = 5}, 2 * 8 * 16 + 5 * (16 + 8)},
+      {kGpt,
+       {.order = {}, .router = RouterKind::two_layer, .input = RouterInput::ahead, .width = 5},
+       2 * 8 * 16 + 5 * (16 + 8)},
+      // All of the first matrix, a quarter of the second.
+      {kGpt, {.order = {}, .router = RouterKind::activation}, 32 * 16 + 8 * 16},
+      // 48 neurons, 12 experts; three matrices of 48 x 16.
+      {kLlama, {.order = {}}, 3 * 12 * 16},
+      {kLlama, {.order = {}, .router = RouterKind::linear}, 3 * 12 * 16 + 12 * 16},
+      {kLlama,
+       {.order = {}, .router = RouterKind::two_layer, .width = 5},
+       3 * 12 * 16 + 5 * (16 + 12)},
+      {kLlama, {.order = {}, .router = RouterKind::activation}, 2 * 48 * 16 + 12 * 16},
+      {kLlama, {.order = {}, .router = RouterKind::gate}, 48 * 16 + 2 * 12 * 16},
+  };
+  for (const auto& one : cases) {
+    const ModelConfig c = tiny(one.model, kVocab);
+    Plan plan = dense_plan(c);
+    for (FfnPlan& f : plan.layer) f = one.plan, f.group = 4;
+    const double attention = c.gated ? 16 * (16 + 8 + 8) + 16 * 16 : 4 * 16 * 16;
+    const double quarter[] = {0.25, 0.25};
+    const Cost cost = cost_of(c, plan, quarter, 10);
+    SCOPED_TRACE(fmt::format("{} router {}", one.model, static_cast<int>(one.plan.router)));
+    EXPECT_EQ(cost.flops_paper, 2 * 2 * (attention + one.macs));
+    EXPECT_EQ(cost.flops_full, 2 * 2 * (attention + one.macs + 2 * 10 * 16) + 2.0 * kVocab * 16);
+    // Every weight that is multiplied is read.
+    EXPECT_GT(cost.bytes, 4 * 2 * (attention + one.macs));
+  }
+}
+
+// Pruned to half: what is seen before the choice is what is kept.
+TEST(CostOf, OraclesOnPrunedLayers) {
+  const ModelConfig c = tiny(kGpt, kVocab);
+  Plan plan = dense_plan(c);
+  for (FfnPlan& f : plan.layer) {
+    f.group = 1, f.router = RouterKind::activation;
+    for (int j = 0; j < 16; ++j) f.order.push_back(j);
+  }
+  const double share[] = {0.25, 0.25};  // 8 neurons of the dense model's 32
+  EXPECT_EQ(cost_of(c, plan, share, 1).flops_paper, 2 * 2 * (4 * 256 + 16 * 16 + 8 * 16));
+}
+
+// A bias that the family does not have is read too; one that it has is not read twice.
+TEST(CostOf, DownBias) {
+  const double all[] = {1, 1};
+  for (const char* model : {kGpt, kLlama}) {
+    const ModelConfig c = tiny(model, kVocab);
+    Plan plan = dense_plan(c);
+    const Cost without = cost_of(c, plan, all, 1);
+    for (FfnPlan& f : plan.layer) f.down_bias = true;
+    const Cost with = cost_of(c, plan, all, 1);
+    EXPECT_EQ(with.flops_paper, without.flops_paper);
+    EXPECT_EQ(with.bytes - without.bytes, model == kLlama ? 4 * 2 * 16 : 0);
+  }
+}
+
+// Training computes every neuron, whatever is chosen: an oracle costs what the dense model costs.
+TEST(CostOf, TrainingUnderOracles) {
+  for (const char* model : {kGpt, kLlama}) {
+    const ModelConfig c = tiny(model, kVocab);
+    Plan plan = dense_plan(c);
+    for (FfnPlan& f : plan.layer) f.group = 1, f.router = RouterKind::activation;
+    EXPECT_EQ(train_flops(c, plan, 8, false), train_flops(c, dense_plan(c), 8, false));
+  }
+}
+
 }  // namespace
 }  // namespace lte::testing

@@ -27,6 +27,13 @@ constexpr const char* kRules[] = {"relative_max", "cumulative"};
 Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
   const int group = group_of(in, k);
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
+  const auto width = static_cast<int>(get_whole(k, "width", 1, 1 << 16));
+  const bool cumulative = get_choice(k, "rule", kRules) == "cumulative";
+  const std::string construction = construction_of(k);
+  const PredictorSpec spec{.loss = PredictorLoss::square,
+                           .lr = get_number(k, "router_lr", 0, 10),
+                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
   TrainSpec s = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
   s.terms.hoyer = get_number(k, "hoyer", 0, 1e6);
@@ -38,22 +45,18 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
                        .seq = in.seq,
                        .seed = in.seed,
                        .hooks = in.hooks};
-  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   int64_t looked = 0;
-  Plan plan = grouped_plan(tuned, k.at("construction"), group, tokens, looked);
+  Plan plan = grouped_plan(tuned, construction, group, tokens, looked);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::two_layer, f.inner = Inner::relu, f.squash = Squash::absolute;
-    f.width = static_cast<int>(get_whole(k, "width", 1, 1 << 16)), f.router_bias = true;
-    f.rule = get_choice(k, "rule", kRules) == "cumulative" ? Rule::cumulative : Rule::relative_max;
+    f.width = width, f.router_bias = true;
+    f.rule = cumulative ? Rule::cumulative : Rule::relative_max;
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
   f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
   init_predictors(f.params, f.plan, in.seed);
   const Observed seen = observe(tuned, f.params, f.plan, tokens, Contribution::output_norm);
   f.calibration_tokens = looked + seen.tokens;
-  const PredictorSpec spec{.loss = PredictorLoss::square,
-                           .lr = get_number(k, "router_lr", 0, 10),
-                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
   for (size_t i = 0; i < seen.layer.size(); ++i) {
     train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
                     hash64(in.seed, 0xd2d, i));

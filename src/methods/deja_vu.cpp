@@ -30,26 +30,22 @@ constexpr KnobRow kKnobs[] = {
 };
 constexpr const char* kSelections[] = {"top_k", "threshold"};
 
-double label_of(const FitInput& in, const Knobs& k, const Contributions& c, double active) {
-  if (k.at("label") != "auto") return get_number(k, "label", 0, 1e9);
+constexpr double kAuto = -1;
+
+double label_of(const FitInput& in, double label, const Contributions& c, double active) {
+  if (label != kAuto) return label;
   return in.dense.cfg.act == Act::relu && !in.dense.cfg.gated ? 0 : quantile(c.output, active);
 }
 
-void train_predictors(const FitInput& in, Fitted& f, const Knobs& k, double active) {
-  const Observed seen = observe(in, f.params, f.plan, get_whole(k, "calibration", 1, 1 << 24),
-                                Contribution::measured);
+// `label` may be kAuto.
+void train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec, int64_t tokens,
+                      double label, double active) {
+  const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
   f.calibration_tokens += seen.tokens;
   init_predictors(f.params, f.plan, in.seed);
-  PredictorSpec spec{.loss = PredictorLoss::weighted,
-                     .lr = get_number(k, "router_lr", 0, 10),
-                     .decay = 0.01,
-                     .batch = 1024,
-                     .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000)),
-                     .held_out = 0.05,
-                     .patience = 5};
   std::vector<double> labels;
   for (size_t i = 0; i < seen.layer.size(); ++i) {
-    spec.label = label_of(in, k, seen.layer[i], active);
+    spec.label = label_of(in, label, seen.layer[i], active);
     labels.push_back(spec.label);
     train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
                     hash64(in.seed, 0xdeb, i));
@@ -71,6 +67,16 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
       static_cast<int64_t>(get_number(k, "before", 0, 1) * static_cast<double>(steps));
   const bool top_k = get_choice(k, "selection", kSelections) == "top_k";
   const bool ahead = get_whole(k, "look_ahead", 0, 1) == 1;
+  const auto rank = static_cast<int>(get_whole(k, "rank", 1, 1 << 16));
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
+  const double label = k.at("label") == "auto" ? kAuto : get_number(k, "label", 0, 1e9);
+  const PredictorSpec spec{.loss = PredictorLoss::weighted,
+                           .lr = get_number(k, "router_lr", 0, 10),
+                           .decay = 0.01,
+                           .batch = 1024,
+                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000)),
+                           .held_out = 0.05,
+                           .patience = 5};
 
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
   run_stage(in, dense, training(in, k, before), "before");
@@ -85,14 +91,14 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
   Plan plan = grouped_plan(tuned, group > 1 ? "kmeans" : "contiguous", group, 0, none);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::two_layer;
-    f.width = static_cast<int>(get_whole(k, "rank", 1, 1 << 16));
+    f.width = rank;
     f.input = ahead ? RouterInput::ahead : RouterInput::normed;
     f.rule = top_k ? Rule::top_k : Rule::threshold;
     f.cut = top_k ? kept_experts(in.dense.cfg, f, active) : 0.5;
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
   f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
-  train_predictors(tuned, f, k, active);
+  train_predictors(tuned, f, spec, tokens, label, active);
   TrainSpec after = training(in, k, steps - before);
   after.first += static_cast<uint64_t>(before);
   run_stage(in, f, after, "train");

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "core/rng.h"
+#include "methods/aligned.h"
 #include "methods/cluster.h"
 
 namespace lte {
@@ -17,19 +19,19 @@ constexpr const char* kConstructions[] = {"kmeans", "coactivation", "random", "c
 // extension to soft activations.
 std::vector<std::vector<float>> coactivation(const FitInput& in, int64_t tokens, int64_t& seen) {
   const auto F = static_cast<int64_t>(in.dense.cfg.ffn);
-  std::vector<std::vector<float>> together(in.dense.layer.size(),
-                                           std::vector<float>(static_cast<size_t>(F * F)));
-  std::vector<float> absolute;
+  std::vector<Floats> sums(in.dense.layer.size(), Floats(static_cast<size_t>(F * F)));
+  Floats absolute;
   seen += calibrate(in, in.dense, dense_plan(in.dense.cfg), tokens, [&](const State& s) {
-    for (size_t i = 0; i < together.size(); ++i) {
+    for (size_t i = 0; i < sums.size(); ++i) {
       const Tensor& act = s.layer[i].act;
-      absolute.assign(act.as<float>(), act.as<float>() + act.size());
-      Tensor a = act, sum = shape(DType::f32, {F, F});
-      a.data = absolute.data(), sum.data = together[i].data();
+      const Tensor a = view(absolute, {act.rows(), F}), sum = view(sums[i], {F, F});
+      std::copy_n(act.as<float>(), act.size(), absolute.begin());
       in.backend.ops.absolute(*in.backend.ctx, a);
       in.backend.ops.gemm_add(*in.backend.ctx, sum, a, true, a, false);
     }
   });
+  std::vector<std::vector<float>> together;
+  for (const Floats& s : sums) together.emplace_back(s.begin(), s.end());
   return together;
 }
 
@@ -41,6 +43,10 @@ int group_of(const FitInput& in, const Knobs& k) {
       in.dense.cfg.ffn % group == 0,
       fmt::format("knob group={}: wants a divisor of the FFN width {}", group, in.dense.cfg.ffn));
   return group;
+}
+
+std::string construction_of(const Knobs& k) {
+  return get_choice(k, "construction", kConstructions);
 }
 
 Plan grouped_plan(const FitInput& in, const std::string& construction, int group, int64_t tokens,

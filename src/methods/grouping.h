@@ -18,6 +18,9 @@ Plan grouped_plan(const FitInput&, const std::string& construction, int group, i
 // k of top_k for an active fraction, at least one expert.
 double kept_experts(const ModelConfig&, const FfnPlan&, double active);
 
+// The knob `construction`, checked.
+std::string construction_of(const Knobs&);
+
 // The knob `group`, checked against the FFN's width.
 int group_of(const FitInput&, const Knobs&);
 

@@ -71,10 +71,11 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
   const int64_t warm = get_whole(k, "warm_tokens", 0, 1 << 24);
+  const auto warm_steps = static_cast<int>(get_whole(k, "warm_steps", 1, 1 << 20));
+  const bool calibrates = get_whole(k, "calibrate", 0, 1) == 1;
   if (warm > 0) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
-    fit_routers(f.params, plan, seen.layer, start,
-                static_cast<int>(get_whole(k, "warm_steps", 1, 1 << 20)), 0.01, in.seed);
+    fit_routers(f.params, plan, seen.layer, start, warm_steps, 0.01, in.seed);
     f.calibration_tokens = seen.tokens;
   }
   add_histogram(in, f, Gate::hard, "before");
@@ -89,9 +90,7 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   s.steer_ramp = get_number(k, "ramp", 0, 1), s.steer_rate = get_number(k, "rate", 0, 1e6);
   if (s.terms.distill > 0) s.teacher = &in.dense;
   run_stage(in, f, s, "train");
-  if (get_whole(k, "calibrate", 0, 1) == 1) {
-    f.calibration_tokens += shift_biases(in, f, active);
-  }
+  if (calibrates) f.calibration_tokens += shift_biases(in, f, active);
   add_histogram(in, f, Gate::hard, "train");
   return f;
 }

@@ -55,15 +55,9 @@ void fill_similarity(LayerParams& l, const FfnPlan& f) {
 }
 
 // First layer: the centres; second: the identity; then BCE to the share of the batch's largest score.
-void train_mlp(const FitInput& in, Fitted& f, const Knobs& k, double active) {
-  const Observed seen = observe(in, f.params, f.plan, get_whole(k, "calibration", 1, 1 << 24),
-                                Contribution::measured);
+void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t tokens) {
+  const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
   f.calibration_tokens += seen.tokens;
-  const PredictorSpec spec{.loss = PredictorLoss::logistic,
-                           .lr = get_number(k, "router_lr", 0, 10),
-                           .batch = 512,
-                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000)),
-                           .active = active};
   for (size_t i = 0; i < f.params.layer.size(); ++i) {
     LayerParams& l = f.params.layer[i];
     const std::vector<float> c = centres(l, f.plan.layer[i]);
@@ -80,9 +74,15 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
   const std::string selection = get_choice(k, "selection", kSelections);
   const std::string score = get_choice(k, "score", kScores);
   const bool positive = score == "positive" || (score == "auto" && in.dense.cfg.act == Act::relu);
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
+  const TrainSpec train = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
+  const PredictorSpec spec{.loss = PredictorLoss::logistic,
+                           .lr = get_number(k, "router_lr", 0, 10),
+                           .batch = 512,
+                           .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000)),
+                           .active = active};
   int64_t seen = 0;
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
-                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k), tokens, seen);
   for (FfnPlan& f : plan.layer) {
     f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
     f.measure = positive ? Measure::positive : Measure::norm;
@@ -95,11 +95,11 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
   }
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   f.calibration_tokens = seen;
-  if (selection == "mlp") train_mlp(in, f, k, active);
+  if (selection == "mlp") train_mlp(in, f, spec, tokens);
   for (size_t i = 0; selection == "similarity" && i < f.params.layer.size(); ++i) {
     fill_similarity(f.params.layer[i], f.plan.layer[i]);
   }
-  run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
+  run_stage(in, f, train, "train");
   return f;
 }
 

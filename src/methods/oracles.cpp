@@ -22,7 +22,8 @@ Fitted fit_oracle(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
   const int group = group_of(in, k);
   int64_t seen = 0;
-  Plan plan = grouped_plan(in, group > 1 ? k.at("construction") : "contiguous", group,
+  const std::string construction = construction_of(k);
+  Plan plan = grouped_plan(in, group > 1 ? construction : "contiguous", group,
                            get_whole(k, "calibration", 1, 1 << 24), seen);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::activation;

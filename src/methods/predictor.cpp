@@ -6,25 +6,19 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "methods/aligned.h"
 #include "model/batches.h"
 #include "model/score.h"
 
 namespace lte {
 namespace {
 
-Tensor view(std::vector<float>& memory, std::initializer_list<int64_t> dims) {
-  Tensor t = shape(DType::f32, dims);
-  memory.resize(static_cast<size_t>(t.size()));
-  t.data = memory.data();
-  return t;
-}
-
 // Norms of the outputs of all experts, expert by expert: [N,E] appended.
 void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
                          const LayerState& s, Contributions& c) {
   const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
   c.output.resize(static_cast<size_t>((c.n + N) * c.E));
-  std::vector<float> block, output;
+  Floats block, output;
   Tensor act = view(block, {N, G}), y = view(output, {N, D}), down = shape(DType::f32, {G, D});
   for (int64_t e = 0; e < c.E; ++e) {
     for (int64_t n = 0; n < N; ++n) {
@@ -42,7 +36,7 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
 
 void append_measured(Backend& be, const LayerParams& w, const FfnPlan& plan, const LayerState& s,
                      Contributions& c) {
-  std::vector<float> memory;
+  Floats memory;
   const Tensor scores = view(memory, {s.act.rows(), c.E});
   be.ops.measure(*be.ctx, scores, s.act, plan.weighted ? w.down_w : Tensor{}, plan.measure);
   c.output.insert(c.output.end(), memory.begin(), memory.end());
@@ -53,7 +47,7 @@ void append_input(Backend& be, const FfnPlan& plan, const LayerState& s, const L
   Tensor x = plan.input == RouterInput::residual ? s.mid
              : plan.input == RouterInput::ahead  ? below.norm2
                                                  : s.norm2;
-  std::vector<float> memory;
+  Floats memory;
   if (plan.input == RouterInput::unit) {
     const Tensor unit = view(memory, {x.rows(), x.cols()});
     be.ops.unit_rows(*be.ctx, unit, x);
@@ -71,11 +65,11 @@ struct Trainee {
   const PredictorSpec& spec;
   bool two = plan.router == RouterKind::two_layer;
   int64_t D = data.D, E = data.E, R = plan.width;
-  std::vector<float> memory[7];
+  Floats memory[6];
   Tensor x, target, inner, z, dz, dinner;
   struct Part {
     Tensor p;
-    std::vector<float> g, m, v;
+    Floats g, m, v;
   };
   std::vector<Part> parts;
 
@@ -85,10 +79,10 @@ struct Trainee {
     if (two) inner = view(memory[4], {rows, R}), dinner = view(memory[5], {rows, R});
     for (const Tensor& p : {w.router_in, w.router_w, w.router_b}) {
       const auto n = p ? static_cast<size_t>(p.size()) : 0;
-      parts.push_back({p, std::vector<float>(n), std::vector<float>(n), std::vector<float>(n)});
+      parts.push_back({p, Floats(n), Floats(n), Floats(n)});
     }
   }
-  Tensor like(size_t part, std::vector<float>& memory_of) {
+  Tensor like(size_t part, Floats& memory_of) {
     Tensor t = parts[part].p;
     t.data = memory_of.data();
     return t;
@@ -313,10 +307,10 @@ void train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Con
 
 std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& plan,
                            const Contributions& c, int64_t first, int64_t rows) {
-  std::vector<float> z, hidden;
+  Floats z, hidden, in;
   const Tensor scores = view(z, {rows, c.E});
-  Tensor x = shape(DType::f32, {rows, c.D});
-  x.data = const_cast<float*>(&c.input[static_cast<size_t>(first * c.D)]);
+  Tensor x = view(in, {rows, c.D});
+  std::copy_n(c.input.begin() + first * c.D, x.size(), in.begin());
   if (plan.router == RouterKind::two_layer) {
     const Tensor inner = view(hidden, {rows, plan.width});
     be.ops.gemm(*be.ctx, inner, x, false, w.router_in, true);
@@ -330,12 +324,13 @@ std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& pla
   if (plan.squash == Squash::sigmoid) be.ops.sigmoid(*be.ctx, scores);
   if (plan.squash == Squash::softmax) be.ops.softmax(*be.ctx, scores);
   if (plan.squash == Squash::absolute) be.ops.absolute(*be.ctx, scores);
-  return z;
+  return {z.begin(), z.end()};
 }
 
 Prediction judge_predictor(Backend& be, const LayerParams& w, const FfnPlan& plan,
                            const Contributions& c, double label) {
-  std::vector<float> scores = predict(be, w, plan, c, 0, c.n), memory, truth;
+  std::vector<float> scores = predict(be, w, plan, c, 0, c.n);
+  Floats memory, truth;
   const Tensor gates = view(memory, {c.n, c.E}), real = view(truth, {1, c.E});
   Tensor s = gates;
   s.data = scores.data();
@@ -391,7 +386,7 @@ namespace {
 
 // Share of the experts that the rule opens with this cut.
 double opened(Backend& be, std::vector<float>& scores, int64_t E, Rule rule, double cut) {
-  std::vector<float> memory;
+  Floats memory;
   const Tensor gates = view(memory, {static_cast<int64_t>(scores.size()) / E, E});
   Tensor s = gates;
   s.data = scores.data();

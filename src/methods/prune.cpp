@@ -78,9 +78,17 @@ std::vector<size_t> global_counts(const LayerScores& scores, size_t kept_in_all,
   }
   std::stable_sort(all.begin(), all.end(),
                    [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::vector<size_t> counts(scores.size());
-  for (size_t k = 0; k < kept_in_all; ++k) ++counts[all[k].second];
-  for (size_t& c : counts) c = std::max<size_t>(c, 1);
+  // The first of every layer is kept first, so that the total is the one that was asked for.
+  std::vector<size_t> counts(scores.size(), 1);
+  std::vector<bool> first(scores.size(), true);
+  size_t kept = counts.size();
+  for (const auto& [score, i] : all) {
+    if (first[i]) {
+      first[i] = false;
+    } else if (kept < kept_in_all) {
+      ++counts[i], ++kept;
+    }
+  }
   return counts;
 }
 
@@ -156,16 +164,16 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
   LTE_CHECK(kept > 0, "knob active=" + k.at("active") + ": would keep no neuron");
   const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
   TrainSpec train = training(in, k, steps);
+  const MaskSpec mask{.steps = get_whole(k, "mask_steps", 1, 1'000'000'000),
+                      .lr = get_number(k, "mask_lr", 0, 100),
+                      .active = active,
+                      .global = p.global};
 
   LayerScores known;
   Fitted f{.params = {}, .plan = {}, .histograms = {}};
   if (p.score == "taylor") known = taylor_scores(in, p.calibration, p.seen);
   if (p.score == "random") known = random_scores(in);
   if (p.score == "mask") {
-    const MaskSpec mask{.steps = get_whole(k, "mask_steps", 1, 1'000'000'000),
-                        .lr = get_number(k, "mask_lr", 0, 100),
-                        .active = active,
-                        .global = p.global};
     LTE_CHECK(steps == 0 || mask.steps < steps, "knob mask_steps: not fewer than steps");
     known = learn_mask(in, train, mask);
     TrainSpec used = train;

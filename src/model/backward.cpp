@@ -21,6 +21,23 @@ void linear_backward_add(Pass& p, Tensor dw, Tensor db, Tensor dout, Tensor x) {
   if (db) p.be.ops.bias_backward_add(*p.be.ctx, db, dout);
 }
 
+bool reaches_router(const FfnPlan& f, Run run, const LossTerms& terms) {
+  return f.router != RouterKind::none &&
+         (terms.train_routers || run.gate == Gate::soft || f.squash == Squash::kept_softmax);
+}
+
+void check_routers(const Plan& plan, Run run, const LossTerms& terms) {
+  for (const FfnPlan& f : plan.layer) {
+    if (!reaches_router(f, run, terms)) continue;
+    const bool own = f.input == RouterInput::normed || f.input == RouterInput::residual;
+    LTE_CHECK(f.router == RouterKind::linear && own && f.squash != Squash::softmax &&
+                  f.squash != Squash::absolute,
+              "backward: the gradient by this plan's routers is not known");
+    LTE_CHECK(f.squash != Squash::kept_softmax || (terms.eta == 0 && terms.lambda == 0),
+              "backward: scores of kept_softmax cannot be regularised");
+  }
+}
+
 // The gradient that reaches the router's logits, from the task through the gates (p.g.dgates) and
 // from the regularisers; then on to its weights and its input. L and E normalise as in the paper.
 void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
@@ -38,13 +55,11 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
   const double* v = p.g.sums.as<double>();
   sums.square = v[0], sums.separation = v[1], sums.above = v[2];
-  if (p.run.gate == Gate::hard && plan.rule != Rule::threshold) {  // the gates that are open
+  if (p.run.gate == Gate::hard) {  // the gates that are open, by whatever rule and cut
     op.gate_loss_add(*p.be.ctx, {}, p.g.sums, s.gates, {.tau = 0, .eps = 1});
     sums.above = v[2];
   }
-  const bool trainable = plan.router == RouterKind::linear && plan.input != RouterInput::ahead &&
-                         plan.input != RouterInput::unit;
-  if (!trainable || (!p.terms.train_routers && p.run.gate == Gate::hard && !weights)) return;
+  if (!reaches_router(plan, p.run, p.terms)) return;
   if (weights) op.gate_softmax_backward(*p.be.ctx, dgates, dgates, s.gates);
   if (plan.squash == Squash::sigmoid) op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
   const bool normed = plan.input == RouterInput::normed;
@@ -112,6 +127,7 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
               State& state, Gradients& g) {
   LTE_CHECK(state.keep == Keep::all_layers && run.exec == Exec::masked && chunk.pos == 0,
             "backward: wants a masked forward over whole prompts that kept all layers");
+  check_routers(plan, run, terms);
   const Ops& op = be.ops;
   const int64_t N = chunk.B * chunk.T;
   Pass pass{.be = be,

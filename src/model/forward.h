@@ -27,10 +27,11 @@ struct LayerState {
   Tensor norm2, stats2;          // [N,D] [N,2]
   Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
   Tensor delta;                  // [N,D] what attention, then the FFN, adds
-  Tensor unit, inner;            // [N,D] [N,R] what routers read, and their hidden units
+  Tensor unit;                   // [N,D] what routers read
   Tensor large;                  // [N,D] the FFN's input without what is small
   // Not overwritten by the next layer, whatever Keep says:
   Tensor scores, gates, index, count;  // [N,E] [N,E] [E,N] [E]
+  Tensor inner;                        // [N,R] hidden units of a router, which may look ahead
   Tensor kept;                         // [N] share of `large` that is not 0
   Tensor k, v;                         // [B,K,S,C] the key-value cache
 };
@@ -82,7 +83,9 @@ Gradients make_gradients(const Params&, const Plan&, const State&);
 
 // Adds the gradient of  weight * sum(task losses) + regularisers  to grads.d, after a masked
 // forward over whole prompts with Keep::all_layers. losses of the state are written. targets < 0 do
-// not count. teacher[N,V], the logits to distil from, may be absent.
+// not count. teacher[N,V], the logits to distil from, may be absent. Throws Error where a gradient by
+// routers is wanted that is not known: they must be linear and read the layer's own input as it is,
+// and the scores of kept_softmax cannot be regularised.
 void backward(Backend&, const Params&, const Plan&, Tensor tokens, Tensor targets, Chunk, Run,
               const LossTerms&, double weight, Tensor teacher, State&, Gradients&);
 

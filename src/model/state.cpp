@@ -42,15 +42,14 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
 // The tensors that a layer may share with the next one, and those that it may not.
 template <class F>
 void each_shared(LayerState& l, F&& f) {
-  for (Tensor* t :
-       {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2, &l.stats2,
-        &l.up, &l.gate, &l.act, &l.hidden, &l.delta, &l.unit, &l.inner, &l.large}) {
+  for (Tensor* t : {&l.x, &l.norm1, &l.stats1, &l.qkv, &l.probs, &l.attended, &l.mid, &l.norm2,
+                    &l.stats2, &l.up, &l.gate, &l.act, &l.hidden, &l.delta, &l.unit, &l.large}) {
     if (t->rank) f(*t);
   }
 }
 template <class F>
 void each_own(LayerState& l, F&& f) {
-  for (Tensor* t : {&l.scores, &l.gates, &l.index, &l.count, &l.kept, &l.k, &l.v}) {
+  for (Tensor* t : {&l.scores, &l.gates, &l.index, &l.count, &l.inner, &l.kept, &l.k, &l.v}) {
     if (t->rank) f(*t);
   }
 }
