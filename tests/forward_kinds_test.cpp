@@ -130,6 +130,45 @@ TEST(DownBias, IsAddedWhereTheFamilyHasNone) {
   }
 }
 
+// What is small for every token is not read: neither its rows of the transposed copies, nor the
+// weights that those were made from.
+TEST(SparseInputs, RowsOfSmallInputsAreNotRead) {
+  Layers q({.order = {},
+            .router = RouterKind::activation,
+            .rule = Rule::threshold,
+            .cut = 0.05,
+            .in_cut = 1.2});
+  refresh_transposed(q.p);
+  q.tokens.dim[0] = 3;  // few, so that some inputs are small for all of them
+  const lte::Run gathered{Gate::hard, Exec::gathered};
+  const State clean = run_forward(q.be, q.p, q.plan, q.tokens, 1, gathered);
+  int64_t poisoned = 0;
+  double kept = 0;
+  for (size_t i = 0; i < q.p.layer.size(); ++i) {
+    const LayerParams& l = q.p.layer[i];
+    const Tensor& x = clean.layer[i].large;
+    for (int64_t n = 0; n < 3; ++n) {
+      double share = 0;
+      for (int64_t d = 0; d < q.c.dim; ++d) share += at(x, n * q.c.dim + d) != 0;
+      EXPECT_NEAR(at(clean.layer[i].kept, n), share / q.c.dim, 1e-6);
+      kept += share;
+    }
+    for (int64_t d = 0; d < q.c.dim; ++d) {
+      bool used = false;
+      for (int64_t n = 0; n < 3; ++n) used |= at(x, n * q.c.dim + d) != 0;
+      if (used) continue;
+      ++poisoned;
+      for (int64_t j = 0; j < q.c.ffn; ++j)
+        put(l.up_t, d * q.c.ffn + j, NAN), put(l.gate_t, d * q.c.ffn + j, NAN);
+    }
+    for (int64_t k = 0; k < l.up_w.size(); ++k) put(l.up_w, k, NAN), put(l.gate_w, k, NAN);
+  }
+  EXPECT_GT(poisoned, 0);
+  EXPECT_GT(kept, 0);
+  const State again = run_forward(q.be, q.p, q.plan, q.tokens, 1, gathered);
+  expect_same_bits(again.logits, clean.logits, "poisoned");
+}
+
 TEST(Refusals, PlansThatCannotBe) {
   const ModelConfig gpt = tiny(kGpt, kVocab);
   Plan plan = routed(gpt, 4);
@@ -137,6 +176,8 @@ TEST(Refusals, PlansThatCannotBe) {
   EXPECT_NE(error_of([&] { check_plan(gpt, plan); }).find("gated FFN"), std::string::npos);
   plan.layer[1].router = RouterKind::two_layer;
   EXPECT_NE(error_of([&] { check_plan(gpt, plan); }).find("width"), std::string::npos);
+  plan.layer[1].router = RouterKind::linear, plan.layer[1].in_cut = 0.1;
+  EXPECT_NE(error_of([&] { check_plan(gpt, plan); }).find("sparse inputs"), std::string::npos);
   for (const FfnPlan& f :
        {FfnPlan{.order = {}, .router = RouterKind::two_layer, .width = 3},
         FfnPlan{.order = {}, .router = RouterKind::activation},

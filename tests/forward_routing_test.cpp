@@ -124,6 +124,13 @@ const Kind kKinds[] = {
       .cut = 2,
       .measure = Measure::positive},
      kEvery},
+    {"sparse_inputs",
+     {.order = {},
+      .router = RouterKind::activation,
+      .rule = Rule::threshold,
+      .cut = 0.6,
+      .in_cut = 0.4},
+     -1},
     {"gate_threshold",
      {.order = {}, .router = RouterKind::gate, .rule = Rule::threshold, .cut = 0.25},
      -1,
@@ -212,7 +219,9 @@ TEST_P(Routing, AllOnIsDense) {
   for (int group : {1, 8, c.ffn}) {
     if (kind.all_on < -1 && group < c.ffn) continue;  // weights of one expert alone are 1
     Plan plan = plan_of(group);
-    for (FfnPlan& f : plan.layer) f.cut = kind.all_on < -1 ? 1 : kind.all_on;
+    for (FfnPlan& f : plan.layer) {
+      f.cut = kind.all_on < -1 ? 1 : kind.all_on, f.in_cut = std::min(f.in_cut, 0.0);
+    }
     const Params p = params_of(plan);
     for (lte::Run run : {kMasked, kGathered}) {
       const State got = run_forward(be, p, plan, tokens, kB, run);

@@ -336,6 +336,46 @@ TEST_P(RoutingTest, GatheredWithWhatIsKnown) {
   }
 }
 
+TEST_P(RoutingTest, SparseInputs) {
+  for (const auto [N, D] : kSizes) {
+    const Tensor x = normal({N, D}), large = blank({N, D}), kept = blank({N});
+    put(x, 0, 0.5);  // as large as the cut is small
+    Values want, share;
+    for (int64_t n = 0; n < N; ++n) {
+      double count = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        const double v = at(x, n * D + d);
+        want.push_back(std::abs(v) > 0.5 ? v : 0), count += std::abs(v) > 0.5;
+      }
+      share.push_back(count / static_cast<double>(D));
+    }
+    run({large, kept}, [&](const Ops& o, Ctx& c) { o.keep_large(c, large, kept, x, 0.5); });
+    expect_close(large, want, 0, "large");
+    expect_close(kept, share, tol(1, 1), "kept");
+    for (int64_t F : {1, 7, 600}) {
+      const Tensor wt = normal({D, F}), out = blank({N, F});
+      for (int64_t d = 0; d < D; ++d) {  // inputs that are 0 for all tokens: poison
+        bool used = false;
+        for (int64_t n = 0; n < N; ++n) used |= want[static_cast<size_t>(n * D + d)] != 0;
+        for (int64_t f = 0; !used && f < F; ++f) put(wt, d * F + f, NAN);
+      }
+      Values product;
+      for (int64_t n = 0; n < N; ++n) {
+        for (int64_t f = 0; f < F; ++f) {
+          double sum = 0;
+          for (int64_t d = 0; d < D; ++d) {
+            const double v = want[static_cast<size_t>(n * D + d)];
+            if (v != 0) sum += v * at(wt, d * F + f);
+          }
+          product.push_back(sum);
+        }
+      }
+      run({out}, [&](const Ops& o, Ctx& c) { o.gemm_sparse(c, out, large, wt); });
+      expect_close(out, product, tol(D, std::max(1.0, largest(product))), "product");
+    }
+  }
+}
+
 TEST_P(RoutingTest, Hoyer) {
   for (const auto [N, F] : kSizes) {
     const Tensor a = normal({N, F}), da = normal({N, F}), sum = s.blank(DType::f64, {1});

@@ -273,6 +273,8 @@ double act_of(Act a, double x) {
       return x > 0 ? x : 0;
     case Act::silu:
       return x / (1 + std::exp(-x));
+    case Act::tanh:
+      return std::tanh(x);
   }
   return 0;
 }
@@ -284,7 +286,7 @@ double slope_of(Act a, double x) {  // by a fourth-order difference: its error i
 }
 
 TEST_P(OpsTest, Activations) {
-  for (Act a : {Act::gelu_tanh, Act::gelu_erf, Act::relu, Act::silu}) {
+  for (Act a : {Act::gelu_tanh, Act::gelu_erf, Act::relu, Act::silu, Act::tanh}) {
     for (const auto [N, F] : kSizes) {
       for (bool gated : {false, true}) {
         SCOPED_TRACE(fmt::format("{} {} x {} gated {}", name_of(a), N, F, gated));

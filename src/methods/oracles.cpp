@@ -70,18 +70,18 @@ constexpr KnobRow kTealKnobs[] = {
 // the same fraction everywhere (the paper's uniform form; attention is left as it is).
 Fitted fit_teal(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
+  const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
   run_stage(in, dense, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
   std::vector<std::vector<float>> inputs(dense.params.layer.size()), acts(inputs.size());
   const auto magnitudes = [](std::vector<float>& to, const Tensor& t) {
     for (int64_t i = 0; i < t.size(); ++i) to.push_back(std::abs(t.as<float>()[i]));
   };
-  const int64_t seen = calibrate(
-      in, dense.params, dense.plan, get_whole(k, "calibration", 1, 1 << 24), [&](const State& s) {
-        for (size_t i = 0; i < inputs.size(); ++i) {
-          magnitudes(inputs[i], s.layer[i].norm2), magnitudes(acts[i], s.layer[i].act);
-        }
-      });
+  const int64_t seen = calibrate(in, dense.params, dense.plan, tokens, [&](const State& s) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      magnitudes(inputs[i], s.layer[i].norm2), magnitudes(acts[i], s.layer[i].act);
+    }
+  });
   Plan plan = dense.plan;
   for (size_t i = 0; i < plan.layer.size(); ++i) {
     FfnPlan& f = plan.layer[i];
