@@ -41,7 +41,7 @@ struct Square {
 constexpr double kSquareFlops = 2.0 * 1024 * 1024 * 1024;
 
 void train_step(benchmark::State& state, const char* model, int batch, int seq) {
-  Backend be = open_backend("cpu");
+  Backend be = open_backend("auto");
   ModelConfig cfg = parse_model(model);
   cfg.vocab = 256;
   const Plan plan = dense_plan(cfg);

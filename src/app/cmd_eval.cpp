@@ -61,14 +61,14 @@ int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
             .batch = run.info.base_batch,
             .lr = run.info.base_lr,
             .seed = run.info.base_seed};
-  e.method = run.plan.method, e.knobs = run.plan.knobs, e.seed = run.info.seed,
-  e.backend = a.backend;
+  e.method = run.plan.method, e.knobs = run.plan.knobs, e.seed = run.info.seed;
+  e.backend = open_backend(c.backend, 1).name;
   e.protocol = "ad hoc";
   Record r = measure(run, data, e, a.windows, c.threads);
   r.split = a.split;
   if (a.repetitions > 0) {
     Timed timed{&run, &r};
-    time_group(run, {&timed, 1}, data, a.time_windows, a.repetitions, a.backend, c.threads, {});
+    time_group(run, {&timed, 1}, data, a.time_windows, a.repetitions, e.backend, c.threads, {});
     r.decode_speedup = r.prefill_speedup = {};  // a ratio wants a dense run beside it
   }
   if (c.json) {
@@ -88,7 +88,7 @@ int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
   const std::vector<int32_t> prompt = encode(run.tokenizer, a.prompt);
   int32_t stop = -1;
   if (a.to_newline) stop = encode(run.tokenizer, "\n").at(0);
-  Backend be = open_backend("cpu", c.threads);
+  Backend be = open_backend(c.backend, c.threads);
   fmt::print("{}", a.prompt);
   const Generated g =
       generate(be, run.params, run.plan, prompt, a.tokens, stop,

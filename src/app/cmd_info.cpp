@@ -32,13 +32,13 @@ Json info_json(int threads) {
   }
   Json list = Json::array();
   for (const Variant& v : variants())
-    list.push_back({{"name", fmt::format("{}+{}", v.backend, v.name)}, {"about", v.about}});
+    list.push_back({{"name", fmt::format("{}+{}", v.backend, v.name)},
+                    {"about", v.about},
+                    {"available", v.patch != nullptr}});
   backends.push_back({{"name", "cpu"}, {"available", true}, {"variants", list}});
-  return {{"methods", methods_list},
-          {"datasets", datasets_list},
-          {"models", models},
-          {"backends", backends},
-          {"machine", describe_machine(threads)}};
+  return {{"methods", methods_list},   {"datasets", datasets_list},
+          {"models", models},          {"backends", backends},
+          {"auto", fastest_backend()}, {"machine", describe_machine(threads)}};
 }
 
 }  // namespace
@@ -64,8 +64,10 @@ int cmd_info(const CommonArgs& c) {
   for (const Json& b : j["backends"]) {
     fmt::print("backend {}\n", b["name"].get<std::string>());
     for (const Json& v : b["variants"])
-      fmt::print("backend {}: {}\n", v["name"].get<std::string>(), v["about"].get<std::string>());
+      fmt::print("backend {}: {}{}\n", v["name"].get<std::string>(), v["about"].get<std::string>(),
+                 v["available"].get<bool>() ? "" : " (not in this build)");
   }
+  fmt::print("backend auto: {}\n", j["auto"].get<std::string>());
   for (const auto& [key, value] : j["machine"].items())
     fmt::print("{}: {}\n", key, value.get<std::string>());
   return 0;

@@ -85,7 +85,7 @@ int cmd_run(const CommonArgs& c, const RunArgs& a) {
   RunnerSpec spec;
   spec.suite = load_suite(a.spec), spec.work = a.work, spec.results = a.results;
   parse_shard(a.shard, spec);
-  spec.threads = c.threads, spec.data = data_paths(c);
+  spec.threads = c.threads, spec.backend = c.backend, spec.data = data_paths(c);
   ProgressLine line;
   spec.progress = [&](const Progress& p) { line.show(p); };
   verdicts_of(a.results, {});  // malformed claims or records are said now, not after the work

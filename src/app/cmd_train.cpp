@@ -51,7 +51,7 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
   s.warmup = a.warmup, s.clip = a.clip, s.decay = a.decay, s.seed = a.seed;
   fmt::print(stderr, "{}: {} tokens of {}, {} in all\n", a.model, d.train.tokens.size(), a.data,
              trained_tokens(s, d.train));
-  Backend be = open_backend("cpu", c.threads);
+  Backend be = open_backend(c.backend, c.threads);
   ProgressLine line;
   train_base(be, a.model, s, d, a.out, watcher(line, "train " + a.model, Clock::now()));
   line.close();
@@ -72,7 +72,7 @@ int cmd_fit(const CommonArgs& c, const FitArgs& a) {
   resolve_knobs(a.method, all_knobs(find_method(a.method)), knobs);  // fail before loading anything
   const LoadedRun base = load_run(a.from);
   const Dataset d = dataset_of(base, a.from, a.data, c);
-  Backend be = open_backend("cpu", c.threads);
+  Backend be = open_backend(c.backend, c.threads);
   ProgressLine line;
   auto start = Clock::now();
   std::string current;

@@ -13,7 +13,7 @@ struct CommonArgs {
   int threads = 0;
   bool json = false;
   std::string manifest;  // "" looks for datasets/manifest.toml here and in the source tree
-  std::string cache = "data";
+  std::string cache = "data", backend = "auto";
 };
 
 struct DataArgs {
@@ -33,7 +33,7 @@ struct FitArgs {
   uint64_t seed = 0;
 };
 struct EvalArgs {
-  std::string run, data, backend = "cpu", split = "test";
+  std::string run, data, split = "test";
   int64_t windows = 0, time_windows = 2;
   int repetitions = 9;
 };

@@ -90,7 +90,6 @@ void add_eval(CLI::App& app, Args& a, int& code) {
       "eval", "Score a run on its test split: quality, active fraction, FLOPs, bytes, time");
   c->add_option("--run", a.eval.run, "run folder")->required();
   c->add_option("--data", a.eval.data, "another dataset, with the same vocabulary");
-  c->add_option("--backend", a.eval.backend, "backend[+variant]")->capture_default_str();
   c->add_option("--split", a.eval.split, "what is scored: test, valid, train, or all of the text")
       ->check(CLI::IsMember({"test", "valid", "train", "all"}))
       ->capture_default_str();
@@ -178,12 +177,16 @@ int run(int argc, char** argv) {
   app.add_flag("--json", a.common.json, "print one JSON document (data, eval, claims, info)");
   app.add_option("--manifest", a.common.manifest, "the list of downloadable datasets");
   app.add_option("--cache", a.common.cache, "where downloaded datasets lie")->capture_default_str();
+  app.add_option("--backend", a.common.backend,
+                 "backend[+variant] that computes, see `lte info`; auto: the fastest of this build")
+      ->capture_default_str();
   add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
   add_generate(app, a, code), add_results(app, a, code);
   for (CLI::App* c : app.get_subcommands({})) {
     c->footer(
-        "Options of every command: --threads N, --json, --manifest FILE, --cache DIR (see lte "
-        "--help)");
+        "Options of every command: --threads N, --backend NAME, --json, --manifest FILE, --cache "
+        "DIR "
+        "(see lte --help)");
   }
   try {
     if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {

@@ -84,6 +84,7 @@ Json info_json(const RunInfo& i) {
     predictors.push_back(
         {{"recall", p.recall}, {"precision", p.precision}, {"density", p.density}});
   return {{"kind", i.kind},
+          {"backend", i.backend},
           {"dataset", i.dataset},
           {"data_sha256", i.data_sha256},
           {"base_of", i.base_of},
@@ -103,6 +104,7 @@ Json info_json(const RunInfo& i) {
 
 RunInfo info_from(const Json& j) {
   RunInfo i{.kind = j.at("kind"),
+            .backend = j.value("backend", "cpu"),
             .dataset = j.at("dataset"),
             .data_sha256 = j.at("data_sha256"),
             .base_of = j.at("base_of"),

@@ -11,6 +11,7 @@ namespace lte {
 
 struct RunInfo {
   std::string kind = "base";  // or "fit"
+  std::string backend;        // that trained it
   std::string dataset, data_sha256;
   std::string base_of;  // of a fit: hash of the base model's weights
   uint64_t seed = 0;

@@ -74,7 +74,7 @@ struct Runner {
 
   std::string base_key(const BaseSpec& b) {
     const Dataset& d = dataset(b.dataset);
-    return fmt::format("{} {} {} {} {} {} {} {}", kTrainerRevision, b.model, d.sha256,
+    return fmt::format("{} {} {} {} {} {} {} {} {}", kTrainerRevision, be.name, b.model, d.sha256,
                        d.tokenizer.spec, b.steps, b.batch, b.lr, b.seed);
   }
   std::string base_folder(const BaseSpec& b) {
@@ -85,13 +85,12 @@ struct Runner {
     for (const auto& [key, value] : knobs_of(e)) text += fmt::format(" {}={}", key, value);
     return fmt::format("{}/{}-{}", spec.work, e.method, short_hash(text));
   }
-  // A record belongs to its fit, to its name, and to how it was scored and timed.
+  // A record belongs to its fit, to its name, and to how it was scored.
   std::string record_path(const Experiment& e) {
     const SuiteSpec& s = spec.suite;
-    return fmt::format(
-        "{}/record-{}.json", fit_folder(e),
-        short_hash(fmt::format("{} {} {} {} {} {} {} {}", name_of(e), e.protocol, e.trials, s.split,
-                               s.score_windows, s.time_windows, s.repetitions, kTrainerRevision)));
+    return fmt::format("{}/record-{}.json", fit_folder(e),
+                       short_hash(fmt::format("{} {} {} {} {} {}", name_of(e), e.protocol, e.trials,
+                                              s.split, s.score_windows, kTrainerRevision)));
   }
 
   static Knobs knobs_of(const Experiment& e) {
@@ -179,7 +178,9 @@ struct Runner {
     bool cached = true;
     for (const Experiment* e : group) {
       records.push_back(read_records(record_path(*e)).at(0));
-      cached &= records.back().decode.has_value() || records.back().status != "ok";
+      const auto& decode = records.back().decode;
+      cached &= (decode && decode->repetitions == spec.suite.repetitions) ||
+                records.back().status != "ok";
     }
     if (!cached && spec.suite.repetitions > 0) {
       std::vector<std::unique_ptr<LoadedRun>> runs;
@@ -191,7 +192,10 @@ struct Runner {
       }
       now.steps = spec.suite.repetitions;
       time_group(dense, timed, dataset(b.dataset), spec.suite.time_windows, spec.suite.repetitions,
-                 "cpu", spec.threads, [&](int round) { now.step = round, report(0, 0); });
+                 be.name, spec.threads, [&](int round) { now.step = round, report(0, 0); });
+      const std::string threads = describe_machine(spec.threads).at("threads");
+      for (Timed& t : timed)
+        t.record->machine["threads"] = threads;  // the bits do not depend on it
       for (size_t i = 0; i < group.size(); ++i)
         write_file(record_path(*group[i]), to_json(records[i]) + "\n");
     }
@@ -218,7 +222,7 @@ struct Runner {
   void run() {
     for (size_t i = 0; i < spec.suite.experiments.size(); ++i) {
       if (static_cast<int>(i % static_cast<size_t>(spec.shards)) == spec.shard)
-        mine.push_back(spec.suite.experiments[i]);
+        mine.push_back(spec.suite.experiments[i]), mine.back().backend = be.name;
     }
     std::vector<BaseSpec> bases;
     for (const Experiment& e : mine) {
@@ -246,7 +250,7 @@ RunSummary run_suite(const RunnerSpec& spec) {
   LTE_CHECK(spec.shards >= 1 && spec.shard >= 0 && spec.shard < spec.shards,
             fmt::format("shard {}/{}: wants 0/n to n-1/n", spec.shard, spec.shards));
   Runner r{.spec = spec,
-           .be = open_backend("cpu", spec.threads),
+           .be = open_backend(spec.backend, spec.threads),
            .datasets = {},
            .mine = {},
            .now = {},

@@ -26,6 +26,7 @@ struct RunnerSpec {
   std::string work = "runs/suites", results = "results";
   int shard = 0, shards = 1;  // runs experiments i with i % shards == shard
   int threads = 0;
+  std::string backend = "auto";
   DataPaths data;
   std::function<void(const Progress&)> progress;
 };

@@ -32,14 +32,15 @@ LoadedRun train_base(Backend& be, const std::string& model, const TrainSpec& spe
   LoadedRun run{
       .params = make_params(cfg, plan), .plan = plan, .tokenizer = data.tokenizer, .info = {}};
   init_params(run.params, spec.seed);
-  const std::string key =
-      sha256_hex(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", kTrainerRevision, model,
-                             data.sha256, data.tokenizer.spec, spec.steps, spec.batch, spec.seq,
-                             spec.accum, spec.lr, spec.decay, spec.clip, spec.warmup, spec.seed));
+  const std::string key = sha256_hex(
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", kTrainerRevision, be.name, model,
+                  data.sha256, data.tokenizer.spec, spec.steps, spec.batch, spec.seq, spec.accum,
+                  spec.lr, spec.decay, spec.clip, spec.warmup, spec.seed));
   train(be, run.params, run.plan, data.train, data.valid, spec,
         run_hooks(folder, "base", key, watch));
   const int64_t tokens = trained_tokens(spec, data.train), seq = trained_seq(spec, data.train);
   run.info = {.kind = "base",
+              .backend = be.name,
               .dataset = data.name,
               .data_sha256 = data.sha256,
               .base_of = "",
@@ -69,9 +70,9 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
   LTE_CHECK(base.info.kind == "base",
             "a method is fitted to a base model, and this run is a fit itself");
   const Knobs all = resolve_knobs(method, all_knobs(find_method(method)), knobs);
-  const std::string key =
-      sha256_hex(fmt::format("{} {} {} {} {} {}", kTrainerRevision, weights_sha256(base.params),
-                             data.sha256, method, knobs_text(all), seed));
+  const std::string key = sha256_hex(fmt::format("{} {} {} {} {} {} {}", kTrainerRevision, be.name,
+                                                 weights_sha256(base.params), data.sha256, method,
+                                                 knobs_text(all), seed));
   FitInput in{.backend = be,
               .dense = base.params,
               .train = data.train,
@@ -90,6 +91,7 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
                 .tokenizer = base.tokenizer,
                 .info = {}};
   run.info = {.kind = "fit",
+              .backend = be.name,
               .dataset = data.name,
               .data_sha256 = data.sha256,
               .base_of = weights_sha256(base.params),

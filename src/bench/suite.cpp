@@ -2,11 +2,13 @@
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
 #include "bench/experiment.h"
 #include "core/files.h"
+#include "methods/methods.h"
 
 namespace lte {
 namespace {
@@ -69,11 +71,41 @@ const toml::array& list_of(const Reader& r, const toml::node& n, const std::stri
 struct Base {
   BaseSpec spec;
   bool own_seed = false;  // the base takes the experiment's seed
+  int trials = 1;         // of its equal-budget experiments, where they do not say
+  Knobs knobs;            // of every experiment on it whose method has them, laid below its own
+  Knobs budget;           // the same, of equal-budget experiments alone
+  std::map<std::string, std::string> rates;  // method -> learning rate at equal budget
 };
+
+// The table under `key` as knobs; none where it is absent.
+Knobs knobs_at(const Reader& r, const toml::table& t, const char* key) {
+  Knobs knobs;
+  const toml::table* table = table_at(r, t, key);
+  for (const auto& [name, value] : table ? *table : toml::table{})
+    knobs[std::string(name.str())] = r.text(value, std::string(name.str()));
+  return knobs;
+}
+
+// rates = { "1e-3" = ["dense", "teal"] }: which methods are trained at which learning rate.
+std::map<std::string, std::string> rates_at(const Reader& r, const toml::table& t) {
+  std::map<std::string, std::string> rates;
+  const toml::table* table = table_at(r, t, "rates");
+  for (const auto& [rate, list] : table ? *table : toml::table{}) {
+    for (const toml::node& n : list_of(r, list, "rates." + std::string(rate.str()))) {
+      const std::string method = r.text(n, "rates");
+      find_method(method);
+      LTE_CHECK(rates.try_emplace(method, rate.str()).second,
+                fmt::format("{}:{}: a second learning rate of '{}'", r.path, n.source().begin.line,
+                            method));
+    }
+  }
+  return rates;
+}
 
 Base read_base(const Reader& r, const toml::table& t) {
   r.known_keys(t, "[[base]]",
-               {"id", "model", "dataset", "steps", "batch", "lr", "seed", "own_seed"});
+               {"id", "model", "dataset", "steps", "batch", "lr", "seed", "own_seed", "trials",
+                "knobs", "budget", "rates"});
   BaseSpec b{.model = r.get<std::string>(t, "model"), .dataset = r.get<std::string>(t, "dataset")};
   b.steps = whole(r, t, "steps", {}, 1, kMost);
   b.batch = static_cast<int>(whole(r, t, "batch", 32, 1, 65536));
@@ -81,16 +113,17 @@ Base read_base(const Reader& r, const toml::table& t) {
   b.seed = static_cast<uint64_t>(whole(r, t, "seed", 0, 0, kMost));
   LTE_CHECK(b.lr > 0,
             fmt::format("{}:{}: 'lr' wants a positive number", r.path, t.source().begin.line));
-  return {.spec = b, .own_seed = r.get<bool>(t, "own_seed", false)};
+  return {.spec = b,
+          .own_seed = r.get<bool>(t, "own_seed", false),
+          .trials = static_cast<int>(whole(r, t, "trials", 1, 1, kMost)),
+          .knobs = knobs_at(r, t, "knobs"),
+          .budget = knobs_at(r, t, "budget"),
+          .rates = rates_at(r, t)};
 }
 
 // Every combination of the sweep's values, laid over the fixed knobs.
 std::vector<Knobs> combinations(const Reader& r, const toml::table& t) {
-  std::vector<Knobs> all(1);
-  if (const toml::table* fixed = table_at(r, t, "knobs")) {
-    for (const auto& [key, value] : *fixed)
-      all[0][std::string(key.str())] = r.text(value, std::string(key.str()));
-  }
+  std::vector<Knobs> all = {knobs_at(r, t, "knobs")};
   const toml::table* sweep = table_at(r, t, "sweep");
   if (!sweep) return all;
   for (const auto& [key, values] : *sweep) {
@@ -106,36 +139,72 @@ std::vector<Knobs> combinations(const Reader& r, const toml::table& t) {
   return all;
 }
 
+// Lays the base's settings below the experiment's own: those that the method has.
+Knobs on_base(const Base& base, const Experiment& e) {
+  const std::vector<KnobRow> rows = all_knobs(find_method(e.method));
+  const auto has = [&](const std::string& name) {
+    return std::any_of(rows.begin(), rows.end(), [&](const KnobRow& k) { return name == k.name; });
+  };
+  Knobs knobs = e.knobs;
+  const auto lay = [&](const Knobs& below) {
+    for (const auto& [name, value] : below) {
+      if (has(name)) knobs.try_emplace(name, value);
+    }
+  };
+  lay(base.knobs);
+  if (e.protocol == "paper") return knobs;
+  lay(base.budget);
+  if (const auto rate = base.rates.find(e.method); rate != base.rates.end()) {
+    lay({{"lr", rate->second}});
+  }
+  return knobs;
+}
+
+// `base`: the id of one base, or a list of ids.
+std::vector<std::string> bases_of(const Reader& r, const toml::table& t) {
+  const toml::node* n = t.get("base");
+  if (!n || !n->is_array()) return {r.get<std::string>(t, "base")};
+  std::vector<std::string> ids;
+  for (const toml::node& id : list_of(r, *n, "base")) ids.push_back(r.text(id, "base"));
+  return ids;
+}
+
+std::vector<uint64_t> seeds_of(const Reader& r, const toml::table& t) {
+  const toml::node* n = t.get("seeds");
+  if (!n) return {0};
+  std::vector<uint64_t> seeds;
+  for (const toml::node& seed : list_of(r, *n, "seeds")) {
+    LTE_CHECK(seed.is_integer() && *seed.value<int64_t>() >= 0,
+              fmt::format("{}:{}: 'seeds' wants whole numbers", r.path, seed.source().begin.line));
+    seeds.push_back(static_cast<uint64_t>(*seed.value<int64_t>()));
+  }
+  return seeds;
+}
+
 void read_experiment(const Reader& r, const toml::table& t,
                      const std::map<std::string, Base>& bases, SuiteSpec& suite) {
   r.known_keys(t, "[[experiment]]",
                {"base", "method", "protocol", "knobs", "sweep", "seeds", "trials"});
-  const auto id = r.get<std::string>(t, "base");
-  LTE_CHECK(bases.contains(id),
-            fmt::format("{}:{}: no [[base]] has the id '{}'", r.path, t.source().begin.line, id));
-  std::vector<int64_t> seeds;
-  if (const toml::node* n = t.get("seeds")) {
-    for (const toml::node& seed : list_of(r, *n, "seeds")) {
-      LTE_CHECK(
-          seed.is_integer() && *seed.value<int64_t>() >= 0,
-          fmt::format("{}:{}: 'seeds' wants whole numbers", r.path, seed.source().begin.line));
-      seeds.push_back(*seed.value<int64_t>());
-    }
-  } else {
-    seeds.push_back(0);
-  }
   const auto protocol = r.get<std::string>(t, "protocol", "equal budget");
   LTE_CHECK(protocol == "paper" || protocol == "equal budget",
             fmt::format("{}:{}: protocol '{}' is neither 'paper' nor 'equal budget'", r.path,
                         t.source().begin.line, protocol));
-  for (const Knobs& knobs : combinations(r, t)) {
-    for (int64_t seed : seeds) {
-      Experiment e;
-      e.suite = suite.name, e.base = bases.at(id).spec, e.method = r.get<std::string>(t, "method");
-      e.knobs = knobs, e.seed = static_cast<uint64_t>(seed), e.protocol = protocol;
-      e.trials = static_cast<int>(whole(r, t, "trials", 1, 1, kMost));
-      if (bases.at(id).own_seed) e.base.seed = e.seed;
-      suite.experiments.push_back(std::move(e));
+  const std::vector<uint64_t> seeds = seeds_of(r, t);
+  for (const std::string& id : bases_of(r, t)) {
+    LTE_CHECK(bases.contains(id),
+              fmt::format("{}:{}: no [[base]] has the id '{}'", r.path, t.source().begin.line, id));
+    const Base& base = bases.at(id);
+    for (const Knobs& knobs : combinations(r, t)) {
+      for (uint64_t seed : seeds) {
+        Experiment e;
+        e.suite = suite.name, e.base = base.spec, e.method = r.get<std::string>(t, "method");
+        e.seed = seed, e.protocol = protocol, e.knobs = knobs;
+        e.knobs = on_base(base, e);
+        const int trials = protocol == "paper" ? 1 : base.trials;
+        e.trials = static_cast<int>(whole(r, t, "trials", trials, 1, kMost));
+        if (base.own_seed) e.base.seed = e.seed;
+        suite.experiments.push_back(std::move(e));
+      }
     }
   }
 }

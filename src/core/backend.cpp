@@ -29,9 +29,11 @@ void patch_naive(Ops& ops) {
   ops.gemm_add = gemm_naive<true>;
 }
 
-constexpr Variant kVariants[] = {
+const Variant kVariants[] = {
     {"cpu", "naive", "matrix products as plain loops with sums in double: the reference",
      patch_naive},
+    {"cpu", "onednn", "matrix products of floats by oneDNN where Eigen's are the default",
+     kOnednnPatch},
 };
 
 Backend open_cpu(int threads) {
@@ -50,7 +52,11 @@ Backend open_cpu(int threads) {
 
 std::span<const Variant> variants() { return kVariants; }
 
-Backend open_backend(std::string_view spec, int threads) {
+std::string fastest_backend() { return kOnednnPatch ? "cpu+onednn" : "cpu"; }
+
+Backend open_backend(std::string_view named, int threads) {
+  const std::string fastest = fastest_backend();
+  const std::string_view spec = named == "auto" ? std::string_view(fastest) : named;
   const size_t plus = std::min(spec.find('+'), spec.size());
   const std::string_view base = spec.substr(0, plus);
   LTE_CHECK(base == "cpu", fmt::format("unknown backend '{}'; known: cpu", base));
@@ -63,6 +69,9 @@ Backend open_backend(std::string_view spec, int threads) {
     for (const Variant& v : kVariants) {
       known += fmt::format(" {}+{}", v.backend, v.name);
       if (v.backend != base || v.name != name) continue;
+      LTE_CHECK(v.patch, fmt::format("variant '{}' of backend {} is not in this build; its library "
+                                     "was not found when it was configured",
+                                     name, base));
       v.patch(backend.ops), found = true;
     }
     LTE_CHECK(found,

@@ -69,6 +69,30 @@ inline int64_t row_grain(int64_t cols) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, cols));
 }
 
+// Checks the shapes of out = a b, each transposed or not, cuts the longer side of out into pieces by the
+// shape alone, and runs tile(first row, rows, first column, columns) on each.
+template <class F>
+void for_gemm_tiles(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, F&& tile) {
+  constexpr int64_t kPieceFlops = 2'000'000;  // least work of one piece: some ten microseconds
+  constexpr int64_t kMostPieces = 16;
+  const int64_t rows = out.rows(), cols = out.cols(), inner = ta ? a.rows() : a.cols();
+  LTE_CHECK((ta ? a.cols() : a.rows()) == rows && (tb ? b.rows() : b.cols()) == cols &&
+                (tb ? b.cols() : b.rows()) == inner,
+            "gemm: shapes do not fit");
+  const bool by_rows = rows >= cols;
+  const int64_t side = by_rows ? rows : cols;
+  // Every piece packs the shared factor for itself: few and large pieces, but enough for 16 threads.
+  const int64_t wanted = std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1, kMostPieces);
+  const int64_t grain = ((side + wanted - 1) / wanted + 15) / 16 * 16;
+  for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int) {
+    if (by_rows) {
+      tile(begin, end - begin, 0, cols);
+    } else {
+      tile(0, rows, begin, end - begin);
+    }
+  });
+}
+
 void fill_linear(Ops&);     // cpu_linear.cpp
 void fill_norm(Ops&);       // cpu_norm.cpp
 void fill_attention(Ops&);  // cpu_attention.cpp
@@ -76,5 +100,11 @@ void fill_ffn(Ops&);        // cpu_ffn.cpp
 void fill_experts(Ops&);    // cpu_experts.cpp
 void fill_gathered(Ops&);   // cpu_gathered.cpp
 void fill_loss(Ops&);       // cpu_loss.cpp
+
+// out = a b, or += where `add`: what `gemm` and `gemm_add` are without a variant.
+void eigen_gemm(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add);
+// Matrix products of floats by oneDNN; null where the build has none (cpu_onednn.cpp, or
+// cpu_onednn_none.cpp).
+extern void (*const kOnednnPatch)(Ops&);
 
 }  // namespace lte

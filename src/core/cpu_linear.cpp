@@ -4,9 +4,6 @@
 namespace lte {
 namespace {
 
-constexpr int64_t kPieceFlops = 2'000'000;  // least work of one piece: some ten microseconds
-constexpr int64_t kMostPieces = 16;
-
 template <class T, bool kAdd, class Out, class A, class B>
 void product(Out&& out, const A& a, const B& b) {
   if constexpr (kAdd) {
@@ -32,28 +29,12 @@ void gemm_tile(const MatMap<T>& out, const MatMap<T>& a, bool ta, const MatMap<T
   return product<T, kAdd>(o, an, bn);
 }
 
-// Cuts the longer side of out into pieces, by the shape alone.
 template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
-  const int64_t rows = out.rows(), cols = out.cols(), inner = ta ? a.rows() : a.cols();
-  LTE_CHECK((ta ? a.cols() : a.rows()) == rows && (tb ? b.rows() : b.cols()) == cols &&
-                (tb ? b.cols() : b.rows()) == inner,
-            "gemm: shapes do not fit");
   with_type(out, [&]<class T>() {
     const auto o = matrix<T>(out), am = matrix<T>(a), bm = matrix<T>(b);
-    const bool by_rows = rows >= cols;
-    const int64_t side = by_rows ? rows : cols;
-    // Every piece packs the shared factor for itself: few and large pieces, but enough for 16
-    // threads.
-    const int64_t wanted =
-        std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1, kMostPieces);
-    const int64_t grain = ((side + wanted - 1) / wanted + 15) / 16 * 16;
-    for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int) {
-      if (by_rows) {
-        gemm_tile<T, kAdd>(o, am, ta, bm, tb, begin, end - begin, 0, cols);
-      } else {
-        gemm_tile<T, kAdd>(o, am, ta, bm, tb, 0, rows, begin, end - begin);
-      }
+    for_gemm_tiles(ctx, out, a, ta, b, tb, [&](int64_t r, int64_t nr, int64_t c, int64_t nc) {
+      gemm_tile<T, kAdd>(o, am, ta, bm, tb, r, nr, c, nc);
     });
   });
 }
@@ -148,6 +129,10 @@ void embed_backward_add(Ctx& ctx, Tensor dwte, Tensor dwpe, Tensor dout, Tensor 
 }
 
 }  // namespace
+
+void eigen_gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+  add ? gemm<true>(ctx, out, a, ta, b, tb) : gemm<false>(ctx, out, a, ta, b, tb);
+}
 
 void fill_linear(Ops& ops) {
   ops.gemm = gemm<false>;

@@ -189,9 +189,11 @@ struct Variant {
   const char* backend;
   const char* name;
   const char* about;
-  void (*patch)(Ops&);
+  void (*patch)(Ops&);  // null: not in this build
 };
 std::span<const Variant> variants();
+// What "auto" stands for: the backend of this build that trains fastest.
+std::string fastest_backend();
 
 // `spec` is a backend with variants, "cpu" or "cpu+naive". threads <= 0: one for each core.
 // Throws Error that lists what is known.

@@ -8,7 +8,13 @@ namespace lte {
 namespace {
 
 constexpr KnobRow kKnobs[] = {
-    {"steps", "0", "training steps of the dense model with the sparsity loss; 0: none"},
+    {"steps", "0", "training steps in all; 0: none"},
+    {"before", "1",
+     "share of the steps that the dense model is trained on with the sparsity loss before routers "
+     "are "
+     "fitted; 1 (paper): all; the rest is trained under the frozen routers, the rule then "
+     "calibrated "
+     "again"},
     {"active", "0.25", "mean fraction of experts that the rule is calibrated to on training text"},
     {"rule", "relative_max",
      "relative_max: predicted norms of at least a share of the largest; cumulative: the largest up "
@@ -35,7 +41,10 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
                            .lr = get_number(k, "router_lr", 0, 10),
                            .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
-  TrainSpec s = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
+  const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
+  const auto before =
+      static_cast<int64_t>(get_number(k, "before", 0, 1) * static_cast<double>(steps));
+  TrainSpec s = training(in, k, before);
   s.terms.hoyer = get_number(k, "hoyer", 0, 1e6);
   run_stage(in, dense, s, "train");
   const FitInput tuned{.backend = in.backend,
@@ -66,6 +75,11 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
     f.predictors.push_back(
         judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], -1));
   }
+  if (before == steps) return f;
+  TrainSpec after = training(in, k, steps - before);
+  after.first += static_cast<uint64_t>(before);
+  run_stage(tuned, f, after, "adapt");
+  f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
   return f;
 }
 

@@ -41,12 +41,12 @@ Fitted fit_lte(const FitInput& in, const Knobs& k) {
 
   TrainSpec one = training(in, k, first);
   one.gate = Gate::soft;
-  one.terms = {.eta = get_number(k, "eta", 0, 1e6),
-               .lambda = get_number(k, "lambda", 0, 1e6),
-               .tau = tau,
-               .sep_eps = get_number(k, "sep_eps", 1e-12, 1),
-               .sep_clip = get_number(k, "sep_clip", 0, 1e12),
-               .train_routers = true};
+  one.terms.eta = get_number(k, "eta", 0, 1e6);
+  one.terms.lambda = get_number(k, "lambda", 0, 1e6);
+  one.terms.tau = tau;
+  one.terms.sep_eps = get_number(k, "sep_eps", 1e-12, 1);
+  one.terms.sep_clip = get_number(k, "sep_clip", 0, 1e12);
+  one.terms.train_routers = true;
   one.sep_ramp = get_number(k, "sep_ramp", 0, 1);
   one.eta_ramp = get_number(k, "eta_ramp", 0, 1);
   run_stage(in, f, one, "stage1");

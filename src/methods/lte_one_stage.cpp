@@ -31,7 +31,6 @@ constexpr KnobRow kKnobs[] = {
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
     {"calibrate", "1",
      "1: after training, one shift of all router biases gives training text the wanted fraction"},
-    {"distill", "0", "share of the task loss that is KL to the dense model's prediction"},
 };
 
 // Shifts the biases of all routers by one number, so that the wanted share of scores is above the
@@ -81,14 +80,11 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   add_histogram(in, f, Gate::hard, "before");
 
   TrainSpec s = training(in, k, get_whole(k, "steps", 1, 1'000'000'000));
-  s.terms = {.lambda = get_number(k, "lambda", 0, 1e6),
-             .sep_eps = get_number(k, "sep_eps", 1e-12, 1),
-             .train_routers = true,
-             .straight_through = true,
-             .distill = get_number(k, "distill", 0, 1)};
+  s.terms.lambda = get_number(k, "lambda", 0, 1e6);
+  s.terms.sep_eps = get_number(k, "sep_eps", 1e-12, 1);
+  s.terms.train_routers = s.terms.straight_through = true;
   s.steer_to = active, s.steer_from = start;
   s.steer_ramp = get_number(k, "ramp", 0, 1), s.steer_rate = get_number(k, "rate", 0, 1e6);
-  if (s.terms.distill > 0) s.teacher = &in.dense;
   run_stage(in, f, s, "train");
   if (calibrates) f.calibration_tokens += shift_biases(in, f, active);
   add_histogram(in, f, Gate::hard, "train");

@@ -58,6 +58,8 @@ TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   s.lr = get_number(k, "lr", 0, 10);
   s.clip = get_number(k, "clip", 0, 1e9);
   s.decay = get_number(k, "decay", 0, 10);
+  s.terms.distill = get_number(k, "distill", 0, 1);
+  if (s.terms.distill > 0) s.teacher = &in.dense;
   s.seed = in.seed;
   s.first = uint64_t{1} << 32;  // batches that the base model was not trained on in this order
   return s;
