@@ -4,6 +4,7 @@ PROFILE ?= default
 SHARD   ?= 0/1
 JOBS    ?= $(shell nproc)
 LTE      = $(BUILD)/lte
+SUITE    = $(if $(filter full,$(PROFILE)),quality,$(PROFILE))
 
 .PHONY: help deps build program test reproduce bench report claims data check format gpu clean
 help:
@@ -31,8 +32,8 @@ test: build
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 reproduce: program
-	@if [ "$(PROFILE)" = text ]; then datasets/fetch.sh data; fi
-	@$(LTE) run suites/$(PROFILE).toml --shard $(SHARD)
+	@case "$(PROFILE)" in text|search) datasets/fetch.sh data;; esac
+	@$(LTE) run suites/$(SUITE).toml --shard $(SHARD)
 
 BENCH_FLAGS = --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \
   --benchmark_report_aggregates_only=true --benchmark_min_time=0.05 --benchmark_out_format=json

@@ -1,4 +1,4 @@
-// Names, suites, records and claims: everything between an experiment and its verdict.
+// Names and suites.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -10,49 +10,15 @@
 #include <set>
 
 #include "bench/claims.h"
+#include "bench_testing.h"
 #include "core/files.h"
 #include "core/rng.h"
 #include "data/dataset.h"
-#include "errors.h"
 
 namespace lte {
 namespace {
 
-namespace fs = std::filesystem;
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-void expect_in(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
-}
-
-struct Bench : ::testing::Test {
-  std::string folder = ::testing::TempDir() + "lte_bench_test_" + std::to_string(getpid());
-  void SetUp() override { fs::remove_all(folder), make_folder(folder); }
-  void TearDown() override { fs::remove_all(folder); }
-
-  std::string file(const std::string& name, const std::string& text) const {
-    const std::string path = folder + "/" + name;
-    write_file(path, text);
-    return path;
-  }
-  SuiteSpec suite(const std::string& text) const { return load_suite(file("s.toml", text)); }
-  std::string suite_error(const std::string& text) const {
-    return error_of([&] { suite(text); });
-  }
-};
-
 // ---- names
-
-void expect_same(const Experiment& a, const Experiment& b) {
-  EXPECT_EQ(a.suite, b.suite);
-  EXPECT_TRUE(a.base == b.base);
-  EXPECT_EQ(a.method, b.method);
-  EXPECT_EQ(a.knobs, b.knobs);
-  EXPECT_EQ(a.backend, b.backend);
-  EXPECT_EQ(name_of(a.shape), name_of(b.shape));
-  EXPECT_EQ(a.seed, b.seed);
-}
 
 std::string random_text(Rng& rng, std::string_view letters, size_t least = 1) {
   std::string text(least + rng.below(12), ' ');
@@ -293,145 +259,54 @@ TEST(Suites, EveryCommittedSuiteCanStart) {
   EXPECT_GE(suites, 1);
 }
 
-// ---- records
-
-Record full_record() {
-  Record r;
-  r.what.suite = "s", r.what.base.dataset = "text:\xc3\xa9/\"a\".txt", r.what.method = "lte";
-  r.what.knobs = {{"eta", "0.5"}}, r.what.seed = 18446744073709551615u;
-  r.what.protocol = "paper", r.what.trials = 7;
-  r.name = name_of(r.what), r.status = "ok", r.why = "two\nlines";
-  r.quality = {.loss = 0.1 + 0.2,
-               .scored = 12345678901,
-               .tokens = 99,
-               .active = 1.0 / 3,
-               .active_p50 = 0.25,
-               .active_p99 = 1,
-               .active_layer = {0.5, 1e-17},
-               .active_union = {0.3, 0.4, 0.5, kNan, kNan},
-               .context = 63.5,
-               .cost = {.flops_paper = 1e9, .flops_full = 2e9, .bytes = 3e300},
-               .digest = 0xfedcba9876543210u};
-  r.token_ppl = 1.35, r.byte_ppl = 1.2, r.word_ppl = 4.5, r.window = 128, r.stride = 64;
-  r.text_sha256 = "00ff", r.excess = -0.25, r.rouge_l = 0.5, r.slot_error = 0;
-  r.bleu = 0.625, r.exact_match = 0.75;
-  r.dense_cost = {.flops_paper = 4, .flops_full = 5, .bytes = 6};
-  r.reference_loss = 0.3, r.checked_loss = 0.31;
-  r.prefill = Timing{.median = 1.5, .mad = 0.25, .repetitions = 9};
-  r.decode = Timing{.median = 2.5, .mad = 0.125, .repetitions = 9};
-  r.prefill_speedup = 1.1, r.decode_speedup = 1.2, r.ideal_decode = 1.3, r.digest_ok = true;
-  r.train_tokens = 10, r.calibration_tokens = 11, r.train_flops = 12, r.train_seconds = 13.5;
-  r.histograms = {{"stage1", {{1, 2, 3}, {4, 5, 6}}}, {"stage2", {}}};
-  r.machine = {{"cpu", "x"}, {"revision", "y"}};
-  return r;
-}
-
-TEST(Record, RoundTrip) {
-  const Record r = full_record();
-  const std::string line = to_json(r);
-  EXPECT_EQ(line.find('\n'), std::string::npos);
-  const Record b = record_from_json(line);
-  EXPECT_EQ(to_json(b), line);
-  expect_same(b.what, r.what);
-  EXPECT_EQ(b.what.protocol, "paper");
-  EXPECT_EQ(b.what.trials, 7);
-  EXPECT_EQ(b.why, r.why);
-  EXPECT_EQ(b.quality.loss, r.quality.loss);
-  EXPECT_EQ(b.quality.scored, r.quality.scored);
-  EXPECT_EQ(b.quality.digest, r.quality.digest);
-  EXPECT_EQ(b.quality.active_layer, r.quality.active_layer);
-  EXPECT_EQ(b.quality.active_union[2], 0.5);
-  EXPECT_TRUE(std::isnan(b.quality.active_union[3]));
-  EXPECT_EQ(b.quality.cost.bytes, 3e300);
-  EXPECT_EQ(b.excess, r.excess);
-  EXPECT_EQ(b.slot_error, r.slot_error);
-  EXPECT_EQ(b.bleu, r.bleu);
-  EXPECT_EQ(b.exact_match, r.exact_match);
-  ASSERT_TRUE(b.prefill && b.decode);
-  EXPECT_EQ(b.prefill->mad, 0.25);
-  EXPECT_EQ(b.decode->repetitions, 9);
-  EXPECT_EQ(b.decode_speedup, r.decode_speedup);
-  EXPECT_TRUE(b.digest_ok);
-  ASSERT_EQ(b.histograms.size(), 2u);
-  EXPECT_EQ(b.histograms[0].layer, r.histograms[0].layer);
-  EXPECT_EQ(b.machine, r.machine);
-}
-
-TEST(Record, AbsentOptionalsStayAbsent) {
-  Record r = full_record();
-  r.excess = r.rouge_l = r.slot_error = r.prefill_speedup = r.decode_speedup = r.ideal_decode = {};
-  r.bleu = r.exact_match = {};
-  r.prefill = r.decode = {}, r.histograms = {}, r.quality.active_layer = {};
-  const Record b = record_from_json(to_json(r));
-  EXPECT_FALSE(b.excess || b.rouge_l || b.slot_error || b.prefill_speedup || b.decode_speedup ||
-               b.ideal_decode || b.prefill || b.decode || b.bleu || b.exact_match);
-  EXPECT_EQ(to_json(b), to_json(r));
-}
-
-// Records from before these two were measured.
-TEST(Record, OlderRecordsLackBleuAndExactMatch) {
-  std::string line = to_json(full_record());
-  const std::string keys = "\"bleu_e2e\":0.625,\"exact_match\":0.75,";
-  ASSERT_NE(line.find(keys), std::string::npos) << line;
-  const Record old = record_from_json(line.erase(line.find(keys), keys.size()));
-  EXPECT_FALSE(old.bleu || old.exact_match);
-  EXPECT_EQ(old.rouge_l, 0.5);
-}
-
-// A model that diverged is a failed record; it must not make the whole file unreadable.
-TEST(Record, NumbersThatAreNotFiniteCanBeReadBack) {
-  const auto reads = [](const Record& r) {
-    return error_of([&] { record_from_json(to_json(r)); });
+// What a base says once holds for all its experiments, below what they say themselves.
+TEST_F(Bench, BasesGiveBudgetsRatesAndKnobs) {
+  const std::string second =
+      "[[base]]\nid = \"c\"\nmodel = \"llama-nano\"\ndataset = \"dialects\"\nsteps = 10\n";
+  const std::string base =
+      kBase +
+      "trials = 3\nknobs = { group = 8 }\nbudget = { steps = 60, batch = 4 }\n"
+      "rates = { \"2e-3\" = [\"lte\", \"moefication\"], \"5e-4\" = [\"dense\"] }\n"
+      "borrowed = { \"3e-3\" = [\"relu\"] }\n" +
+      second;
+  const auto knobs = [&](const std::string& experiment) {
+    return suite(base + "[[experiment]]\nbase = \"b\"\n" + experiment).experiments.at(0).knobs;
   };
-  Record r = full_record();
-  r.token_ppl = r.byte_ppl = kInf;
-  EXPECT_EQ(reads(r), "no error") << "perplexity of a loss above 709";
-  r = full_record();
-  r.status = "failed", r.quality.loss = r.token_ppl = r.reference_loss = r.checked_loss = kNan;
-  EXPECT_EQ(reads(r), "no error");
-}
+  const Knobs lte{{"group", "8"}, {"steps", "60"}, {"batch", "4"}, {"lr", "2e-3"}};
+  EXPECT_EQ(knobs("method = \"lte\"\n"), lte);
+  EXPECT_EQ(knobs("method = \"dense\"\n"),
+            (Knobs{{"steps", "60"}, {"batch", "4"}, {"lr", "5e-4"}}));
+  EXPECT_EQ(knobs("method = \"prune\"\n"), (Knobs{{"steps", "60"}, {"batch", "4"}}));
+  EXPECT_EQ(knobs("method = \"lte\"\nprotocol = \"paper\"\n"), (Knobs{{"group", "8"}}));
+  EXPECT_EQ(knobs("method = \"lte\"\nknobs = { group = 2, lr = 1 }\nsweep = { steps = [7] }\n"),
+            (Knobs{{"group", "2"}, {"steps", "7"}, {"batch", "4"}, {"lr", "1"}}));
 
-TEST_F(Bench, DamagedRecordsNameFileAndLine) {
-  const std::string good = to_json(full_record());
-  const auto swapped = [&](const std::string& from, const std::string& to) {
-    std::string line = good;
-    EXPECT_NE(line.find(from), std::string::npos) << from;
-    return line.replace(line.find(from), from.size(), to);
-  };
-  EXPECT_TRUE(read_records(folder + "/none.jsonl").empty());
-  EXPECT_EQ(read_records(file("ok.jsonl", good + "\n\n" + good)).size(), 2u);
-  for (const std::string& bad :
-       {good.substr(0, good.size() / 2), good + "}", std::string("{}"), std::string("[1]"),
-        std::string("null"), swapped("\"seed\":18", "\"seed\":x18"),
-        swapped("\"mad\":0.25", "\"mad\":\"0.25\""), swapped("\"trials\":7,", ""),
-        swapped("/seed1", "/sead1"), swapped("\"ok\"", "3"), swapped("[1,2,3]", "[1,\"2\"]"),
-        swapped("\"00ff\"", "null")}) {
-    const std::string path = file("r.jsonl", good + "\n\n" + bad + "\n" + good + "\n");
-    const std::string message = error_of([&] { read_records(path); });
-    EXPECT_EQ(message.substr(0, path.size() + 3), path + ":3:") << bad;
-    EXPECT_EQ(message.find('\n'), std::string::npos);
+  const Experiment relu =
+      suite(base + "[[experiment]]\nbase = \"b\"\nmethod = \"relu\"\n").experiments.at(0);
+  EXPECT_EQ(relu.knobs.at("lr"), "3e-3");
+  EXPECT_EQ(relu.trials, 1) << "the rate of another method";
+
+  const SuiteSpec both =
+      suite(base + "[[experiment]]\nbase = [\"c\", \"b\"]\nmethod = \"lte\"\nseeds = [0, 1]\n" +
+            "[[experiment]]\nbase = \"b\"\nmethod = \"lte\"\nprotocol = \"paper\"\n");
+  ASSERT_EQ(both.experiments.size(), 5u);
+  EXPECT_EQ(both.experiments[0].base.model, "llama-nano");
+  EXPECT_TRUE(both.experiments[0].knobs.empty());
+  EXPECT_EQ(both.experiments[2].base.model, "gpt2-nano");
+  EXPECT_EQ(both.experiments[2].knobs, lte);
+  EXPECT_EQ(both.experiments[0].trials, 1);
+  EXPECT_EQ(both.experiments[2].trials, 3);
+  EXPECT_EQ(both.experiments[4].trials, 1) << "nothing was tried for what is not trained";
+
+  for (const char* line : {"rates = { \"1\" = [\"none\"] }", "rates = { \"1\" = \"lte\" }",
+                           "rates = { \"1\" = [\"lte\"], \"2\" = [\"lte\"] }", "budget = 3",
+                           "knobs = [1]", "trials = 0"}) {
+    EXPECT_NE(suite_error(kBase + line + "\n" + kExperiment), "no error") << line;
   }
-}
-
-TEST_F(Bench, DamagedDigestNamesFileAndLine) {
-  for (const char* digest : {"not hex", "", "fedcba98765432100"}) {
-    std::string line = to_json(full_record());
-    line.replace(line.find("fedcba9876543210"), 16, digest);
-    const std::string path = file("r.jsonl", line + "\n");
-    EXPECT_EQ(error_of([&] { read_records(path); }).substr(0, path.size() + 3), path + ":1:");
+  for (const char* line : {"base = []", "base = [\"b\", \"d\"]", "base = 3"}) {
+    EXPECT_NE(suite_error(base + "[[experiment]]\nmethod = \"lte\"\n" + line + "\n"), "no error")
+        << line;
   }
-}
-
-TEST(Record, LatestKeepsTheLastOfEveryNameInOrder) {
-  std::vector<Record> all(5);
-  const char* names[] = {"a", "b", "a", "c", "b"};
-  for (int i = 0; i < 5; ++i) all[i].name = names[i], all[i].train_tokens = i;
-  const std::vector<Record> last = latest(all);
-  ASSERT_EQ(last.size(), 3u);
-  EXPECT_EQ(last[0].name + last[1].name + last[2].name, "abc");
-  EXPECT_EQ(last[0].train_tokens, 2);
-  EXPECT_EQ(last[1].train_tokens, 4);
-  EXPECT_TRUE(latest({}).empty());
 }
 
 }  // namespace

@@ -90,6 +90,30 @@ TEST_F(Claims, BetterWithoutRecordsIsNotRun) {
   EXPECT_EQ(one("dataset = \"dialects\"\nmodel = \"gpt2-nano\"\n" + kBetter).verdict, "reproduced");
 }
 
+const std::string kAhead =
+    "kind = \"ahead\"\nbetter = { method = \"lte\", active = \"0.25\", distill = \"unset\" }\n"
+    "than = { active = \"0.25\", protocol = \"equal budget\" }\nexcept = [\"oracle\"]\n";
+
+TEST_F(Claims, AheadIsOfEveryOtherMethod) {
+  const Knobs quarter{{"active", "0.25"}};
+  three("lte", quarter, 1.0);  // [0.851566, 1.348434]
+  EXPECT_EQ(one(kAhead).verdict, "not run") << "nobody to beat";
+  three("moefication", quarter, 2), three("prune", {{"active", "0.25"}, {"score", "wanda"}}, 1.5);
+  three("prune", {{"active", "0.5"}, {"score", "wanda"}}, 0.5);  // another fraction
+  three("oracle", quarter, 0.1);
+  add("cats", quarter, 0, 0.1);  // one seed
+  three("lte", {{"active", "0.25"}, {"distill", "0.5"}}, 0.2);
+  const Verdict v = one(kAhead);
+  EXPECT_EQ(v.verdict, "reproduced");
+  EXPECT_EQ(v.measured,
+            "1.100 [0.852, 1.348] (n=3): ahead of 2 of 2; the best of them prune wanda with 1.600 "
+            "[1.352, 1.848]; 1 with fewer seeds");
+  three("deja-vu", quarter, 1.3);
+  EXPECT_EQ(one(kAhead).verdict, "not reproduced");
+  EXPECT_NE(one(kAhead).measured.find("ahead of 2 of 3; the best of them deja-vu"),
+            std::string::npos);
+}
+
 TEST_F(Claims, FailedRecordsAreNotUsed) {
   three("lte", {{"active", "0.25"}}, 1.0), three("prune", {}, 1.5);
   add("lte", {{"active", "0.25"}}, 3, 100).status = "failed";

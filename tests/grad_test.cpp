@@ -11,10 +11,22 @@ namespace {
 struct Case {
   const char* name;
   const char* model;
-  // kept: softmax over the two highest of three scores; mask: soft gates of single neurons that are
+  // kept: softmax over the two highest of three scores; scaled: all gates open, each weighs its expert
+  // by the score; mask: soft gates of single neurons that are
   // the routers' z itself; compensated: pruned, with a down bias; oracle: the five largest
   // activations; cats: by the gate
-  enum Kind { dense, soft, hard, pruned, kept, mask, compensated, oracle, cats } kind = dense;
+  enum Kind {
+    dense,
+    soft,
+    hard,
+    pruned,
+    kept,
+    scaled,
+    mask,
+    compensated,
+    oracle,
+    cats
+  } kind = dense;
   bool bias = true;                         // of the routers
   RouterInput input = RouterInput::normed;  // of the routers
   LossTerms terms = {};
@@ -33,6 +45,8 @@ constexpr LossTerms kTask{.train_routers = true};
 constexpr LossTerms kLte{.eta = 0.7, .lambda = 0.2, .sep_eps = 1e-2, .train_routers = true};
 constexpr LossTerms kClip{
     .eta = 0.7, .lambda = 0.2, .sep_eps = 1e-3, .sep_clip = 30, .train_routers = true};
+constexpr LossTerms kThrough{
+    .eta = 0.7, .lambda = 0, .train_routers = true, .straight_through = true};
 constexpr LossTerms kDistill{.distill = 0.3};
 constexpr LossTerms kDistillLte{
     .eta = 0.7, .lambda = 0.2, .tau = 0.4, .sep_eps = 1e-2, .train_routers = true, .distill = 0.6};
@@ -69,6 +83,8 @@ const Case kCases[] = {
     {"llama_hoyer", kGqa, Case::dense, true, kNormed, kHoyer},
     {"llama_hard_hoyer", kGqa, Case::hard, true, kNormed, kHoyer},
     {"gpt_kept_softmax_hoyer", kGptErf, Case::kept, true, kNormed, kHoyerTask},
+    {"gpt_scaled", kGptGelu, Case::scaled, true, kNormed, kThrough},
+    {"llama_scaled_residual", kGqa, Case::scaled, false, kResidual, kThrough},
     {"gpt_mask", kGptGelu, Case::mask, true, kNormed, kTask},
     {"llama_mask", kGqa, Case::mask, true, kNormed, kTask},
     {"llama_compensated", kGqa, Case::compensated},
@@ -103,6 +119,7 @@ struct Problem {
     for (FfnPlan& f : plan.layer) {
       f.input = c.input, f.down_bias = c.kind == Case::compensated;
       if (c.kind == Case::kept) f.squash = Squash::kept_softmax, f.rule = Rule::top_k, f.cut = 2;
+      if (c.kind == Case::scaled) f.scaled = true, f.cut = 0;  // all open: the gradient is exact
       if (c.kind == Case::mask) f.squash = Squash::none;
       if (c.kind >= Case::oracle) f.router_bias = false;
       if (c.kind == Case::oracle)

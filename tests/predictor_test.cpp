@@ -75,8 +75,9 @@ TEST(TrainPredictor, WeightedLearnsWhichOutputsAreAboveTheLabel) {
     const Prediction after = q.judge(0.25);
     EXPECT_LT(before.recall, 0.8) << "there is something to learn";
     EXPECT_GT(after.recall, 0.97) << "rank " << rank;
-    // A false alarm costs a third of a miss here, by the share of what is above.
-    EXPECT_GT(after.precision, 0.75) << "rank " << rank;
+    // A false alarm costs a third of a miss here, by the share of what is above; and training stops at a
+    // recall of 0.99, as the paper's does, whatever the precision is by then.
+    EXPECT_GT(after.precision, 0.6) << "rank " << rank;
   }
 }
 
@@ -326,7 +327,7 @@ TEST(CalibrateCut, OpensTheShareThatWasAskedFor) {
         Routed r(one, f, 4);
         const int64_t seen = calibrate_cut(r.q.input(), r.p, r.plan, wanted, by_layer);
         const std::vector<Window> windows = test_windows(r.q.train_set, 16, 32);
-        EXPECT_EQ(seen, 32 * 16);
+        EXPECT_EQ(seen, 2 * 32 * 16) << "two looks";
         const Outcome o =
             score(r.q.be, r.p, r.plan, r.q.train_set, windows, {1, 16, 0}, Exec::masked);
         // Scores are distinct but for windows that begin alike: a few of 512 x 12 gates.

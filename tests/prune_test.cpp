@@ -7,6 +7,7 @@
 #include "fitting.h"
 #include "methods/prune_scores.h"
 #include "model/batches.h"
+#include "model/score.h"
 
 namespace lte::testing {
 namespace {
@@ -314,9 +315,9 @@ TEST(LearnMask, KeepsWhatMatters) {
   for (bool global : {false, true}) {
     Fitting q;
     const auto important = plant_important(q);
-    const TrainSpec train{.batch = 8, .seq = 16, .seed = 1, .terms = {}};
+    const TrainSpec train{.batch = 8, .seq = 16, .lr = 0, .seed = 1, .terms = {}};
     const LayerScores logits =
-        learn_mask(q.input(), train, {.steps = 800, .active = 0.35, .global = global});
+        learn_mask(q.input(), train, {.steps = 800, .active = 0.35, .global = global}).logits;
     ASSERT_EQ(logits.size(), 2u);
     double open = 0;
     for (size_t i = 0; i < 2; ++i) {
@@ -332,6 +333,20 @@ TEST(LearnMask, KeepsWhatMatters) {
     }
     EXPECT_NEAR(open, 0.35, 0.01) << "the constraint on the expected share";
   }
+}
+
+TEST(LearnMask, TrainsTheModelMeanwhile) {
+  Fitting q;
+  TrainSpec train{.batch = 8, .seq = 16, .lr = 0, .seed = 1, .terms = {}};
+  const MaskSpec mask{.steps = 20, .active = 0.5};
+  const auto loss = [&](const Params& p) {
+    const std::vector<Window> windows = test_windows(q.train_set, 16, 32);
+    return score(q.be, p, dense_plan(p.cfg), q.train_set, windows, {1, 16, 0}, Exec::masked).loss;
+  };
+  const double before = loss(q.dense);
+  EXPECT_EQ(loss(learn_mask(q.input(), train, mask).params), before);
+  train.lr = 3e-3;
+  EXPECT_LT(loss(learn_mask(q.input(), train, mask).params), before - 0.01);
 }
 
 TEST(LearnMask, TakesItsStepsOutOfTheBudget) {

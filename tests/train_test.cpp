@@ -268,6 +268,23 @@ TEST(Train, FrozenRoutersStayBitEqual) {
   });
 }
 
+TEST(Train, RoutersStayInTheStepsThatAdapt) {
+  Trial s = steered_trial();
+  s.spec.steps = 8, s.spec.terms.straight_through = true;
+  const auto router = [&](double adapt) {
+    s.spec.adapt = adapt;
+    const Trained t = s.run();
+    EXPECT_EQ(t.log.size(), 8u);
+    for (const StepLog& l : t.log) EXPECT_EQ(l.lambda * (l.step > 8 * (1 - adapt)), 0);
+    return bits(t.p.layer[0].router_w);
+  };
+  const std::string start = bits(s.start().layer[0].router_w);
+  EXPECT_EQ(router(1), start);
+  const std::string half = router(0.5), whole = router(0);
+  EXPECT_NE(half, start);
+  EXPECT_NE(half, whole);
+}
+
 TEST(Train, SteeringReachesTheActiveFraction) {
   Trial s = steered_trial();
   s.spec.steps = 300, s.spec.batch = 8, s.spec.lr = 1e-2, s.spec.steer_rate = 0.5;

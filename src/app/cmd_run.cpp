@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cmath>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "app/commands.h"
@@ -51,32 +53,34 @@ void parse_shard(const std::string& text, RunnerSpec& spec) {
   spec.shards = whole(std::string_view(text).substr(slash + 1));
 }
 
-// One line that holds this run against the committed records of the same names, made on any
+// One line that holds this run against what the committed records have under the same names, made on any
 // machine.
-void print_match(const std::string& expected_path, std::span<const Record> records) {
-  if (!std::filesystem::exists(expected_path)) return;
-  const std::vector<Record> expected = latest(read_records(expected_path));
+void print_match(const std::string& path, std::span<const Record> records) {
+  const std::map<std::string, Expected> expected = read_expected(path);
+  if (expected.empty()) return;
   int bits = 0, close = 0, differ = 0, absent = 0;
   for (const Record& r : records) {
-    const auto same = std::find_if(expected.begin(), expected.end(),
-                                   [&](const Record& e) { return e.name == r.name; });
+    const auto same = expected.find(r.name);
     if (same == expected.end()) {
       ++absent;
-    } else if (same->quality.digest == r.quality.digest) {
+      continue;
+    }
+    const Expected& e = same->second;
+    if (e.digest == r.quality.digest) {
       ++bits;
-    } else if (std::abs(same->quality.loss / r.quality.loss - 1) <= 0.03 &&
-               std::abs(same->quality.active - r.quality.active) <= 0.03) {
+    } else if (std::abs(e.loss / r.quality.loss - 1) <= 0.03 &&
+               std::abs(e.active - r.quality.active) <= 0.03) {
       ++close;
     } else {
       ++differ;
       fmt::print(
-          "differs from the expected record: {}: loss {:.4f} against {:.4f}, active {:.3f} against "
+          "differs from what is expected: {}: loss {:.4f} against {:.4f}, active {:.3f} against "
           "{:.3f}\n",
-          r.name, r.quality.loss, same->quality.loss, r.quality.active, same->quality.active);
+          r.name, r.quality.loss, e.loss, r.quality.active, e.active);
     }
   }
   fmt::print("against {}: {} with the same bits, {} within 3 %, {} differing, {} not expected\n",
-             expected_path, bits, close, differ, absent);
+             path, bits, close, differ, absent);
 }
 
 }  // namespace
@@ -89,10 +93,10 @@ int cmd_run(const CommonArgs& c, const RunArgs& a) {
   ProgressLine line;
   spec.progress = [&](const Progress& p) { line.show(p); };
   verdicts_of(a.results, {});  // malformed claims or records are said now, not after the work
-  read_records(a.results + "/records.jsonl"), read_records(a.results + "/expected.jsonl");
+  read_results(a.results), read_expected(a.results + "/expected.jsonl");
   const RunSummary s = run_suite(spec);
   line.close();
-  const std::vector<Record> all = latest(read_records(a.results + "/records.jsonl"));
+  const std::vector<Record> all = latest(read_results(a.results));
   write_report(a.results, all);
   fmt::print("\n{}\n", console_table(s.records));
   const std::vector<Record> mine = of_suite(all, spec.suite.name);
@@ -106,18 +110,17 @@ int cmd_run(const CommonArgs& c, const RunArgs& a) {
 }
 
 int cmd_report(const CommonArgs&, const ReportArgs& a) {
-  const std::vector<Record> records =
-      of_suite(latest(read_records(a.results + "/records.jsonl")), a.suite);
+  const std::vector<Record> records = of_suite(latest(read_results(a.results)), a.suite);
   LTE_CHECK(!records.empty(),
             fmt::format("{}/records.jsonl: has no records; run `make reproduce`", a.results));
   write_report(a.results, records);
+  if (a.expect) write_file(a.results + "/expected.jsonl", expected_lines(records));
   fmt::print("{}\n{}/README.md and {}/report.html\n", console_table(records), a.results, a.results);
   return 0;
 }
 
 int cmd_claims(const CommonArgs& c, const ReportArgs& a) {
-  const std::vector<Record> records =
-      of_suite(latest(read_records(a.results + "/records.jsonl")), a.suite);
+  const std::vector<Record> records = of_suite(latest(read_results(a.results)), a.suite);
   const std::vector<Verdict> verdicts = judge(a.results + "/claims.toml", records);
   if (!c.json) {
     print_verdicts(verdicts);

@@ -49,6 +49,7 @@ struct RunArgs {
 };
 struct ReportArgs {
   std::string results = "results", suite;
+  bool expect = false;  // report: writes expected.jsonl too
 };
 
 int cmd_data(const CommonArgs&, const DataArgs&);

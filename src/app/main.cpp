@@ -140,9 +140,10 @@ void add_results(CLI::App& app, Args& a, int& code) {
     c->add_option("--suite", a.report.suite, "only the records of this suite");
     return c;
   };
-  results("report", "Make tables, plots and pages from the records")->callback([&] {
-    code = cmd_report(a.common, a.report);
-  });
+  CLI::App* report = results("report", "Make tables, plots and pages from the records");
+  report->add_flag("--expect", a.report.expect,
+                   "also write expected.jsonl: what later runs are held against");
+  report->callback([&] { code = cmd_report(a.common, a.report); });
   results("claims", "Hold the claims against the records")->callback([&] {
     code = cmd_claims(a.common, a.report);
   });

@@ -14,6 +14,9 @@
 namespace lte {
 namespace {
 
+// As a knob's value in a selection: the experiment does not set it.
+constexpr const char* kUnset = "unset";
+
 // Which records a side of a claim speaks of: every key that is given must agree.
 struct Selection {
   std::string suite, dataset, model, method, protocol;
@@ -31,6 +34,7 @@ struct Selection {
     }
     return std::all_of(knobs.begin(), knobs.end(), [&](const auto& k) {
       const auto found = e.knobs.find(k.first);
+      if (k.second == kUnset) return found == e.knobs.end();
       return found != e.knobs.end() && found->second == k.second;
     });
   }
@@ -135,6 +139,54 @@ void judge_better(Claim& c, std::span<const Record> records) {
   c.v.verdict = a.high < b.low ? "reproduced" : "not reproduced";
 }
 
+// The seeds of one experiment, by its name without them.
+std::map<std::string, std::vector<const Record*>> rows_of(
+    const std::vector<const Record*>& records) {
+  std::map<std::string, std::vector<const Record*>> rows;
+  for (const Record* r : records) {
+    Experiment e = r->what;
+    e.seed = e.base.seed = 0;
+    rows[name_of(e)].push_back(r);
+  }
+  return rows;
+}
+
+// `better` has a lower loss than every row of `than` of another method, with disjoint 95 % intervals. Rows of
+// fewer than three seeds and the methods of `except` are not judged.
+void judge_ahead(Claim& c, std::span<const Record> records) {
+  const auto left = select(records, c.selection("better"));
+  const Interval a = interval_of(left);
+  std::set<std::string> except;
+  for (const toml::node& n : c.t["except"].as_array() ? *c.t["except"].as_array() : toml::array{})
+    except.insert(n.value_or(std::string()));
+  c.v.expected = "lower loss than each of the others, disjoint 95 % intervals, at least 3 seeds";
+  if (a.n < 3 || distinct_seeds(left) < a.n) return;
+  int judged = 0, beaten = 0, few = 0;
+  Interval closest;
+  std::string name;
+  for (const auto& [key, row] : rows_of(select(records, c.selection("than")))) {
+    const Experiment& e = row[0]->what;
+    if (e.method == left[0]->what.method || except.contains(e.method)) continue;
+    const Interval b = interval_of(row);
+    if (b.n < 3) {
+      ++few;
+      continue;
+    }
+    ++judged, beaten += a.high < b.low;
+    if (name.empty() || b.mean < closest.mean) {
+      closest = b, name = e.method;
+      if (e.knobs.contains("score")) name += " " + e.knobs.at("score");
+    }
+  }
+  if (judged == 0) return;
+  c.v.measured = fmt::format(
+      "{:.3f} [{:.3f}, {:.3f}] (n={}): ahead of {} of {}; the best of them {} with {:.3f} [{:.3f}, "
+      "{:.3f}]{}",
+      a.mean, a.low, a.high, a.n, beaten, judged, name, closest.mean, closest.low, closest.high,
+      few > 0 ? fmt::format("; {} with fewer seeds", few) : "");
+  c.v.verdict = beaten == judged ? "reproduced" : "not reproduced";
+}
+
 // The active fraction falls with a knob, and spans at least [low, high].
 void judge_monotone(Claim& c, std::span<const Record> records) {
   const std::string knob = c.text("knob");
@@ -171,17 +223,10 @@ void judge_within(Claim& c, std::span<const Record> records) {
   const double ratio = c.number("ratio"), loss = c.number("loss");
   c.v.expected =
       fmt::format("FLOPs at most 1/{} of dense within {:.3g} % of its loss", ratio, 100 * loss);
-  // One row is the seeds of one experiment; its mean loss and mean FLOPs count.
-  std::map<std::string, std::vector<const Record*>> rows;
-  for (const Record* r : select(records, c.selection("select"))) {
-    Experiment e = r->what;
-    e.seed = e.base.seed = 0;
-    rows[name_of(e)].push_back(r);
-  }
   double best_off = 0, best_ratio = 0;
   bool decidable = false;
   const Record* best = nullptr;
-  for (const auto& [name, row] : rows) {
+  for (const auto& [name, row] : rows_of(select(records, c.selection("select")))) {
     Selection same = c.selection("reference");
     same.dataset = row[0]->what.base.dataset, same.model = row[0]->what.base.model;
     const Interval dense = interval_of(select(records, same));
@@ -258,8 +303,9 @@ void judge_union(Claim& c, std::span<const Record> records) {
 constexpr struct {
   const char* name;
   void (*judge)(Claim&, std::span<const Record>);
-} kKinds[] = {{"better", judge_better}, {"monotone", judge_monotone}, {"within", judge_within},
-              {"close", judge_close},   {"varies", judge_varies},     {"union", judge_union}};
+} kKinds[] = {{"better", judge_better}, {"ahead", judge_ahead}, {"monotone", judge_monotone},
+              {"within", judge_within}, {"close", judge_close}, {"varies", judge_varies},
+              {"union", judge_union}};
 
 Verdict judge_one(const toml::table& t, const std::string& path, const std::string& suite,
                   std::span<const Record> records) {
@@ -270,10 +316,10 @@ Verdict judge_one(const toml::table& t, const std::string& path, const std::stri
          .measured = "",
          .verdict = "not run",
          .suite = suite};
-  static const std::set<std::string> kKeys = {"id",     "statement", "kind",   "dataset",   "model",
-                                              "better", "than",      "select", "reference", "knob",
-                                              "low",    "high",      "ratio",  "loss",      "left",
-                                              "right",  "within",    "layers", "tokens"};
+  static const std::set<std::string> kKeys = {
+      "id",     "statement", "kind",   "dataset", "model",  "better", "than",
+      "select", "reference", "knob",   "low",     "high",   "ratio",  "loss",
+      "left",   "right",     "within", "layers",  "tokens", "except"};
   for (const auto& [key, node] : t) {
     const std::string name(key.str());
     LTE_CHECK(kKeys.contains(name), fmt::format("{}:{}: unknown key '{}' of a claim", path,

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -14,6 +16,16 @@ namespace lte {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Nine digits of every number: the digest holds the bits, and a line stays short.
+void shorten(Json& j) {
+  if (j.is_number_float()) {
+    const double v = j.get<double>();
+    if (std::isfinite(v)) j = std::strtod(fmt::format("{:.9g}", v).c_str(), nullptr);
+  } else if (j.is_structured()) {
+    for (auto& part : j) shorten(part);
+  }
+}
 
 Json cost_json(const Cost& c) {
   return {{"flops_paper", c.flops_paper}, {"flops_full", c.flops_full}, {"bytes", c.bytes}};
@@ -95,6 +107,15 @@ Json training_json(const Record& r) {
           {"score_histograms", histograms}, {"predictors", predictors}};
 }
 
+uint64_t digest_from(const Json& j) {
+  const auto hex = j.get<std::string>();
+  uint64_t digest = 0;
+  const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), digest, 16);
+  LTE_CHECK(error == std::errc() && end == hex.data() + hex.size(),
+            fmt::format("record: digest '{}' is not a hexadecimal number", hex));
+  return digest;
+}
+
 void quality_from(const Json& j, Record& r) {
   Outcome& o = r.quality;
   o.loss = number(j.at("loss")), o.scored = j.at("scored_tokens"),
@@ -109,10 +130,7 @@ void quality_from(const Json& j, Record& r) {
   r.bleu = optional_from(j.value("bleu_e2e", Json()));  // older records lack these two
   r.exact_match = optional_from(j.value("exact_match", Json()));
   r.reference_loss = number(j.at("reference_loss")), r.checked_loss = number(j.at("checked_loss"));
-  const auto hex = j.at("digest").get<std::string>();
-  const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), o.digest, 16);
-  LTE_CHECK(error == std::errc() && end == hex.data() + hex.size(),
-            fmt::format("record: digest '{}' is not a hexadecimal number", hex));
+  o.digest = digest_from(j.at("digest"));
 }
 
 void active_from(const Json& j, Outcome& o) {
@@ -127,19 +145,20 @@ void active_from(const Json& j, Outcome& o) {
 }  // namespace
 
 std::string to_json(const Record& r) {
-  const Json j = {{"name", r.name},
-                  {"protocol", r.what.protocol},
-                  {"trials", r.what.trials},
-                  {"status", r.status},
-                  {"why", r.why},
-                  {"seed", r.what.seed},
-                  {"quality", quality_json(r)},
-                  {"active", active_json(r.quality)},
-                  {"cost", cost_json(r.quality.cost)},
-                  {"dense_cost", cost_json(r.dense_cost)},
-                  {"time", time_json(r)},
-                  {"training", training_json(r)},
-                  {"machine", r.machine}};
+  Json j = {{"name", r.name},
+            {"protocol", r.what.protocol},
+            {"trials", r.what.trials},
+            {"status", r.status},
+            {"why", r.why},
+            {"seed", r.what.seed},
+            {"quality", quality_json(r)},
+            {"active", active_json(r.quality)},
+            {"cost", cost_json(r.quality.cost)},
+            {"dense_cost", cost_json(r.dense_cost)},
+            {"time", time_json(r)},
+            {"training", training_json(r)},
+            {"machine", r.machine}};
+  shorten(j);
   return j.dump();
 }
 
@@ -176,9 +195,12 @@ Record record_from_json(std::string_view line) {
   }
 }
 
-std::vector<Record> read_records(const std::string& path) {
-  std::vector<Record> records;
-  if (!std::filesystem::exists(path)) return records;
+namespace {
+
+// Calls read(line) for every line that is not empty; an error names the file and the line.
+template <class F>
+void each_line(const std::string& path, F&& read) {
+  if (!std::filesystem::exists(path)) return;
   const std::string text = read_file(path);
   int line_number = 0;
   for (size_t at = 0; at < text.size();) {
@@ -186,14 +208,58 @@ std::vector<Record> read_records(const std::string& path) {
     ++line_number;
     if (end > at) {
       try {
-        records.push_back(record_from_json(std::string_view(text).substr(at, end - at)));
+        read(std::string_view(text).substr(at, end - at));
       } catch (const Error& e) {
         fail(fmt::format("{}:{}: {}; remove that line", path, line_number, e.what()));
       }
     }
     at = end + 1;
   }
+}
+
+}  // namespace
+
+std::vector<Record> read_records(const std::string& path) {
+  std::vector<Record> records;
+  each_line(path, [&](std::string_view line) { records.push_back(record_from_json(line)); });
   return records;
+}
+
+std::map<std::string, Expected> read_expected(const std::string& path) {
+  std::map<std::string, Expected> all;
+  each_line(path, [&](std::string_view line) {
+    try {
+      const Json j = Json::parse(line);
+      all[j.at("name")] = {number(j.at("loss")), j.at("active"), digest_from(j.at("digest"))};
+    } catch (const nlohmann::json::exception& e) {
+      fail(fmt::format("expected: {}", e.what()));
+    }
+  });
+  return all;
+}
+
+std::string expected_lines(std::span<const Record> records) {
+  std::string lines;
+  for (const Record& r : records) {
+    if (r.status != "ok") continue;
+    Json j = {{"name", r.name},
+              {"loss", r.quality.loss},
+              {"active", r.quality.active},
+              {"digest", fmt::format("{:016x}", r.quality.digest)}};
+    shorten(j);
+    lines += j.dump() + "\n";
+  }
+  return lines;
+}
+
+std::string records_path(const std::string& results, const std::string& split) {
+  return results + (split == "test" ? "/records.jsonl" : "/trials.jsonl");
+}
+
+std::vector<Record> read_results(const std::string& results) {
+  std::vector<Record> all = read_records(records_path(results, "test"));
+  for (Record& r : read_records(records_path(results, "valid"))) all.push_back(std::move(r));
+  return all;
 }
 
 std::vector<Record> latest(std::vector<Record> all) {

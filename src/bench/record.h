@@ -3,6 +3,7 @@
 
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -51,10 +52,22 @@ struct Record {
       machine;  // cpu, cores, threads, compiler, flags, revision, date ...
 };
 
-std::string to_json(const Record&);                         // one line
+std::string to_json(const Record&);                         // one line, numbers of nine digits
 Record record_from_json(std::string_view line);             // throws Error on malformed input
 std::vector<Record> read_records(const std::string& path);  // a missing file has none
+// The file that a suite's records go to: results, or trials of settings on the validation split.
+std::string records_path(const std::string& results, const std::string& split);
+// The records of both.
+std::vector<Record> read_results(const std::string& results);
 // The last record of every name, in order of first appearance.
 std::vector<Record> latest(std::vector<Record>);
+
+// What a later run of the same name is held against; a missing file has none.
+struct Expected {
+  double loss = 0, active = 0;
+  uint64_t digest = 0;
+};
+std::map<std::string, Expected> read_expected(const std::string& path);
+std::string expected_lines(std::span<const Record>);  // of the records that are ok
 
 }  // namespace lte

@@ -42,8 +42,8 @@ Facts guide() {
        "both. Speed-up is dense / this of the same run, with its range over seeds."},
       {"Settings tried",
        "how many hyper-parameter settings of the method were looked at on the validation split "
-       "before this row's was fixed, the same number for all: the suite `search`, whose records "
-       "are below. Empty: taken over from elsewhere."},
+       "before this row's was fixed, the same number for all: the suite `search`, whose losses are "
+       "below. Empty: nothing was tried."},
       {"Active fraction at a permitted perplexity",
        "where a method's curve (loss over active fraction, linear between its points, the dense "
        "model of its protocol at 1) crosses the dense control's perplexity + p %, coming from the "
@@ -54,8 +54,8 @@ Facts guide() {
        "predicted, those that matter. The mean over layers; the density is the active fraction."},
       {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",
-       "in the suite `default` the seeds of a row share one base model and differ in clustering, "
-       "calibration and batches; in `full` every seed has a base of its own."},
+       "the seeds of a row share one base model and differ in clustering, routers, calibration and "
+       "batches."},
       {"Bound",
        "dense bytes / bytes: how many times faster a decode can get that is limited by "
        "memory."},
@@ -93,7 +93,7 @@ Section section_of(const Group& g, std::set<std::string>& taken) {
   Section s{.title = fmt::format("{}: {} on {}{}", g.suite, g.model, g.dataset,
                                  search ? " (validation split)" : ""),
             .anchor = unique(slug(fmt::format("{}-{}-{}", g.suite, g.model, g.dataset)), taken),
-            .tables = tables_of(g),
+            .tables = search ? std::vector{trials_table(g)} : tables_of(g),
             .notes = g.fixed,
             .figures = {},
             .machine = machine_of(g)};

@@ -45,6 +45,8 @@ struct Page {
 std::string slug(std::string_view);
 // Columns that no row fills are left out.
 std::vector<Table> tables_of(const Group&);
+// Of a search: methods x learning rates.
+Table trials_table(const Group&);
 Table console_columns(const Group&);
 Table claims_table(std::span<const Verdict>);
 // `prefix` starts every figure's name.

@@ -1,7 +1,10 @@
 // The tables of a report: one list of columns each, from which unfilled ones drop out.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <map>
 
 #include "bench/report_parts.h"
 
@@ -244,6 +247,42 @@ std::vector<Table> tables_of(const Group& g) {
     tables.push_back(make_table("Time, and the speed-up over dense", kTime, timed));
   }
   return tables;
+}
+
+Table trials_table(const Group& g) {
+  std::vector<std::string> rates, methods;
+  std::map<std::pair<std::string, std::string>, double> losses;
+  std::map<std::string, double> best;
+  for (const Row& row : g.rows) {
+    const Knobs& knobs = row.what().knobs;
+    const auto rate = knobs.find("lr"), score = knobs.find("score");
+    if (rate == knobs.end() || row.failed) continue;
+    const std::string method =
+        row.what().method + (score == knobs.end() ? "" : " score=" + score->second);
+    const double loss = over_seeds(row, [](const Record& r) { return r.quality.loss; }).mean;
+    if (std::find(rates.begin(), rates.end(), rate->second) == rates.end())
+      rates.push_back(rate->second);
+    if (best.try_emplace(method, loss).second) methods.push_back(method);
+    losses[{method, rate->second}] = loss, best[method] = std::min(best[method], loss);
+  }
+  std::sort(rates.begin(), rates.end(), [](const std::string& a, const std::string& b) {
+    return std::strtod(a.c_str(), nullptr) < std::strtod(b.c_str(), nullptr);
+  });
+  Table t{.caption = "Validation loss by learning rate; *: the best, which the other suites use",
+          .columns = {{"method"}},
+          .rows = {}};
+  for (const std::string& rate : rates) t.columns.push_back({rate, true});
+  for (const std::string& method : methods) {
+    std::vector<std::string> cells = {method};
+    for (const std::string& rate : rates) {
+      const auto loss = losses.find({method, rate});
+      cells.push_back(loss == losses.end() ? "–"
+                                           : fmt::format("{:.4f}{}", loss->second,
+                                                         loss->second == best[method] ? " *" : ""));
+    }
+    t.rows.push_back(std::move(cells));
+  }
+  return t;
 }
 
 Table console_columns(const Group& g) {

@@ -46,6 +46,7 @@ Json plan_json(const Plan& plan) {
                       {"squash", kSquashes[static_cast<size_t>(p.squash)]},
                       {"measure", kMeasures[static_cast<size_t>(p.measure)]},
                       {"weighted", p.weighted},
+                      {"scaled", p.scaled},
                       {"in_cut", p.in_cut},
                       {"down_bias", p.down_bias},
                       {"order", p.order}});
@@ -70,6 +71,7 @@ Plan plan_from(const Json& j) {
          .measure = static_cast<Measure>(index_of(kMeasures, l.value("measure", "magnitude"))),
          .weighted = l.value("weighted", false),
          .in_cut = l.value("in_cut", -1.0),
+         .scaled = l.value("scaled", false),
          .down_bias = l.value("down_bias", false)});
   }
   return plan;

@@ -206,7 +206,7 @@ struct Runner {
 
   // Appends what the results do not hold yet, by name, digest, revision and machine.
   void append_records(const std::vector<Record>& records) {
-    const std::string path = spec.results + "/records.jsonl";
+    const std::string path = records_path(spec.results, spec.suite.split);
     make_folder(spec.results);
     std::set<std::string> known;
     const auto key = [](const Record& r) {

@@ -74,7 +74,8 @@ struct Base {
   int trials = 1;         // of its equal-budget experiments, where they do not say
   Knobs knobs;            // of every experiment on it whose method has them, laid below its own
   Knobs budget;           // the same, of equal-budget experiments alone
-  std::map<std::string, std::string> rates;  // method -> learning rate at equal budget
+  std::map<std::string, std::string> rates;     // method -> learning rate at equal budget
+  std::map<std::string, std::string> borrowed;  // the same, found for another method: nothing tried
 };
 
 // The table under `key` as knobs; none where it is absent.
@@ -86,13 +87,14 @@ Knobs knobs_at(const Reader& r, const toml::table& t, const char* key) {
   return knobs;
 }
 
-// rates = { "1e-3" = ["dense", "teal"] }: which methods are trained at which learning rate.
-std::map<std::string, std::string> rates_at(const Reader& r, const toml::table& t) {
+// rates = { "1e-3" = ["dense", "relu"] }: which methods are trained at which learning rate.
+std::map<std::string, std::string> rates_at(const Reader& r, const toml::table& t,
+                                            const char* key) {
   std::map<std::string, std::string> rates;
-  const toml::table* table = table_at(r, t, "rates");
+  const toml::table* table = table_at(r, t, key);
   for (const auto& [rate, list] : table ? *table : toml::table{}) {
-    for (const toml::node& n : list_of(r, list, "rates." + std::string(rate.str()))) {
-      const std::string method = r.text(n, "rates");
+    for (const toml::node& n : list_of(r, list, fmt::format("{}.{}", key, rate.str()))) {
+      const std::string method = r.text(n, key);
       find_method(method);
       LTE_CHECK(rates.try_emplace(method, rate.str()).second,
                 fmt::format("{}:{}: a second learning rate of '{}'", r.path, n.source().begin.line,
@@ -105,7 +107,7 @@ std::map<std::string, std::string> rates_at(const Reader& r, const toml::table& 
 Base read_base(const Reader& r, const toml::table& t) {
   r.known_keys(t, "[[base]]",
                {"id", "model", "dataset", "steps", "batch", "lr", "seed", "own_seed", "trials",
-                "knobs", "budget", "rates"});
+                "knobs", "budget", "rates", "borrowed"});
   BaseSpec b{.model = r.get<std::string>(t, "model"), .dataset = r.get<std::string>(t, "dataset")};
   b.steps = whole(r, t, "steps", {}, 1, kMost);
   b.batch = static_cast<int>(whole(r, t, "batch", 32, 1, 65536));
@@ -118,7 +120,8 @@ Base read_base(const Reader& r, const toml::table& t) {
           .trials = static_cast<int>(whole(r, t, "trials", 1, 1, kMost)),
           .knobs = knobs_at(r, t, "knobs"),
           .budget = knobs_at(r, t, "budget"),
-          .rates = rates_at(r, t)};
+          .rates = rates_at(r, t, "rates"),
+          .borrowed = rates_at(r, t, "borrowed")};
 }
 
 // Every combination of the sweep's values, laid over the fixed knobs.
@@ -154,8 +157,8 @@ Knobs on_base(const Base& base, const Experiment& e) {
   lay(base.knobs);
   if (e.protocol == "paper") return knobs;
   lay(base.budget);
-  if (const auto rate = base.rates.find(e.method); rate != base.rates.end()) {
-    lay({{"lr", rate->second}});
+  for (const auto* rates : {&base.rates, &base.borrowed}) {
+    if (const auto rate = rates->find(e.method); rate != rates->end()) lay({{"lr", rate->second}});
   }
   return knobs;
 }
@@ -200,7 +203,8 @@ void read_experiment(const Reader& r, const toml::table& t,
         e.suite = suite.name, e.base = base.spec, e.method = r.get<std::string>(t, "method");
         e.seed = seed, e.protocol = protocol, e.knobs = knobs;
         e.knobs = on_base(base, e);
-        const int trials = protocol == "paper" ? 1 : base.trials;
+        const bool tried = protocol != "paper" && !base.borrowed.contains(e.method);
+        const int trials = tried ? base.trials : 1;
         e.trials = static_cast<int>(whole(r, t, "trials", trials, 1, kMost));
         if (base.own_seed) e.base.seed = e.seed;
         suite.experiments.push_back(std::move(e));

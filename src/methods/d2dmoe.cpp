@@ -20,7 +20,12 @@ constexpr KnobRow kKnobs[] = {
      "relative_max: predicted norms of at least a share of the largest; cumulative: the largest up "
      "to "
      "a share of the sum"},
-    {"hoyer", "5e-4", "weight of the squared Hoyer sparsity of the activations; the paper: 5e-4"},
+    {"hoyer", "0.3",
+     "weight of the squared Hoyer sparsity of the activations over the FFN's width, between "
+     "1/width and "
+     "1; the paper's 5e-4 without that division is 8 at its width of 16384. For GPT-2 the paper "
+     "takes L1 "
+     "of ReLU or of clamped pre-activations"},
     {"group", "4", "neurons in an expert; the paper uses 4 for GPT-2"},
     kConstruction,
     {"width", "32", "hidden units of the router; the paper uses 128 of 768"},
@@ -44,8 +49,8 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
   const auto before =
       static_cast<int64_t>(get_number(k, "before", 0, 1) * static_cast<double>(steps));
-  TrainSpec s = training(in, k, before);
-  s.terms.hoyer = get_number(k, "hoyer", 0, 1e6);
+  TrainSpec s = without_teacher(training(in, k, before));
+  s.terms.hoyer = get_number(k, "hoyer", 0, 1e6) / in.dense.cfg.ffn;
   run_stage(in, dense, s, "train");
   const FitInput tuned{.backend = in.backend,
                        .dense = dense.params,
@@ -58,7 +63,7 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   Plan plan = grouped_plan(tuned, construction, group, tokens, looked);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::two_layer, f.inner = Inner::relu, f.squash = Squash::absolute;
-    f.width = width, f.router_bias = true;
+    f.width = width;
     f.rule = cumulative ? Rule::cumulative : Rule::relative_max;
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
@@ -67,19 +72,17 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   const Observed seen = observe(tuned, f.params, f.plan, tokens, Contribution::output_norm);
   f.calibration_tokens = looked + seen.tokens;
   for (size_t i = 0; i < seen.layer.size(); ++i) {
-    train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
-                    hash64(in.seed, 0xd2d, i));
+    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
+                                     spec, hash64(in.seed, 0xd2d, i));
   }
   f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    f.predictors.push_back(
-        judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], -1));
+  if (before < steps) {
+    TrainSpec after = training(in, k, steps - before);
+    after.first += static_cast<uint64_t>(before);
+    run_stage(tuned, f, after, "adapt");
+    f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
   }
-  if (before == steps) return f;
-  TrainSpec after = training(in, k, steps - before);
-  after.first += static_cast<uint64_t>(before);
-  run_stage(tuned, f, after, "adapt");
-  f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
+  judge_predictors(tuned, f, Contribution::output_norm, {});
   return f;
 }
 

@@ -16,12 +16,16 @@ constexpr KnobRow kKnobs[] = {
      "the "
      "paper's protocol on a fine-tuned model); the rest is trained under the frozen predictors"},
     {"active", "0.25", "fraction of neurons computed for every token"},
-    {"selection", "top_k", "top_k (as released): a fixed number; threshold: predicted probability"},
+    {"selection", "top_k",
+     "top_k (as released): a fixed number; threshold: on the predictor's output, calibrated by "
+     "layer to "
+     "`active` on training text"},
     {"group", "1", "1 (paper): single neurons; 32: blocks of k-means clusters"},
     {"rank", "16", "hidden units of the predictor; the paper uses 1000 of 12288"},
     {"label", "auto",
-     "a neuron counts as active above this magnitude; auto: 0 for ReLU (paper), else the magnitude "
-     "that the share `active` of all activations exceeds"},
+     "a neuron counts as active above this magnitude, a block above this sum of magnitudes; auto: "
+     "0 for "
+     "single neurons of ReLU (paper), else what the share `active` of all exceeds"},
     {"look_ahead", "0", "1: predictors read the FFN input of the layer below, to hide their time"},
     {"calibration", "131072",
      "training tokens that predictors are fitted on; the paper uses 400,000"},
@@ -34,12 +38,14 @@ constexpr double kAuto = -1;
 
 double label_of(const FitInput& in, double label, const Contributions& c, double active) {
   if (label != kAuto) return label;
-  return in.dense.cfg.act == Act::relu && !in.dense.cfg.gated ? 0 : quantile(c.output, active);
+  const bool zeros =
+      in.dense.cfg.act == Act::relu && !in.dense.cfg.gated && c.E == in.dense.cfg.ffn;
+  return zeros ? 0 : quantile(c.output, active);
 }
 
-// `label` may be kAuto.
-void train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec, int64_t tokens,
-                      double label, double active) {
+// `label` may be kAuto. Returns every layer's.
+std::vector<double> train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec,
+                                     int64_t tokens, double label, double active) {
   const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
   f.calibration_tokens += seen.tokens;
   init_predictors(f.params, f.plan, in.seed);
@@ -47,16 +53,13 @@ void train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec, int64_t
   for (size_t i = 0; i < seen.layer.size(); ++i) {
     spec.label = label_of(in, label, seen.layer[i], active);
     labels.push_back(spec.label);
-    train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
-                    hash64(in.seed, 0xdeb, i));
+    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
+                                     spec, hash64(in.seed, 0xdeb, i));
   }
   if (f.plan.layer[0].rule == Rule::threshold) {
     f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, true);
   }
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    f.predictors.push_back(
-        judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], labels[i]));
-  }
+  return labels;
 }
 
 Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
@@ -79,7 +82,7 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
                            .patience = 5};
 
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
-  run_stage(in, dense, training(in, k, before), "before");
+  run_stage(in, dense, without_teacher(training(in, k, before)), "before");
   int64_t none = 0;
   FitInput tuned{.backend = in.backend,
                  .dense = dense.params,
@@ -94,14 +97,18 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
     f.width = rank;
     f.input = ahead ? RouterInput::ahead : RouterInput::normed;
     f.rule = top_k ? Rule::top_k : Rule::threshold;
-    f.cut = top_k ? kept_experts(in.dense.cfg, f, active) : 0.5;
+    f.squash = Squash::none;
+    f.cut = top_k ? kept_experts(in.dense.cfg, f, active) : 0;
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
   f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
-  train_predictors(tuned, f, spec, tokens, label, active);
+  const std::vector<double> labels = train_predictors(tuned, f, spec, tokens, label, active);
   TrainSpec after = training(in, k, steps - before);
   after.first += static_cast<uint64_t>(before);
   run_stage(in, f, after, "train");
+  if (!top_k && after.steps > 0)
+    f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, true);
+  judge_predictors(tuned, f, Contribution::measured, labels);
   return f;
 }
 

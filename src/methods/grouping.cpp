@@ -15,8 +15,8 @@ namespace {
 
 constexpr const char* kConstructions[] = {"kmeans", "coactivation", "random", "contiguous"};
 
-// For every layer, the sum over tokens of |a_i| |a_j|: for ReLU MoEfication's edge weight, and its
-// extension to soft activations.
+// For every layer, the sum over tokens of |a_i| |a_j|: for ReLU the paper's edge weight, which the released
+// code caps at 1 for every 8 tokens, and its extension to soft activations.
 std::vector<std::vector<float>> coactivation(const FitInput& in, int64_t tokens, int64_t& seen) {
   const auto F = static_cast<int64_t>(in.dense.cfg.ffn);
   std::vector<Floats> sums(in.dense.layer.size(), Floats(static_cast<size_t>(F * F)));

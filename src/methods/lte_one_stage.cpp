@@ -2,7 +2,7 @@
 // the forward pass, so that the model never sees a soft FFN; a straight-through gradient for the
 // scores (Bengio et al., 2013); routers warm-started from which experts contribute; the efficiency
 // weight eta, at least 0, steered so that the active fraction stays at the one that was asked for;
-// and at the end one shift of the routers' biases that makes it exact.
+// and at the end one shift of the routers' biases that brings it there on training text.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -23,12 +23,21 @@ constexpr KnobRow kKnobs[] = {
      "active fraction of the warm-started routers, from where steering begins; 0: that of active"},
     {"ramp", "0.5", "share of the steps in which the wanted fraction falls from start to active"},
     {"rate", "0.5", "how fast eta follows the difference to the wanted fraction"},
+    {"scaled", "0",
+     "1: the score of an open gate weighs its expert, as in the paper's soft stage; 0: it counts "
+     "as 1, "
+     "as in its hard stage"},
+    {"noise", "0", "standard deviation of noise on the routers' logits while training"},
     {"lambda", "0", "weight of the separability loss, which hard gates do not need"},
     {"sep_eps", "0.01", "epsilon of the separability loss"},
     {"warm_tokens", "16384", "training tokens that routers are warm-started on; 0: random routers"},
     {"warm_steps", "200", "steps of the warm start's logistic regression"},
     {"router_std", "0.02", "standard deviation of router weights without a warm start"},
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
+    {"adapt", "0",
+     "share of the steps, the last, in which the routers are frozen and only the task loss is "
+     "left, as in "
+     "the paper's stage 2"},
     {"calibrate", "1",
      "1: after training, one shift of all router biases gives training text the wanted fraction"},
 };
@@ -63,10 +72,11 @@ int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
 
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
-  const double start = k.at("start") == "0" ? active : get_number(k, "start", 0, 1);
+  const double asked = get_number(k, "start", 0, 1), start = asked == 0 ? active : asked;
   const RouterInput input = router_input(k);
   Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), true,
                           input, Rule::threshold, 0.5, in.seed);
+  for (FfnPlan& l : plan.layer) l.scaled = get_whole(k, "scaled", 0, 1) == 1;
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
   const int64_t warm = get_whole(k, "warm_tokens", 0, 1 << 24);
@@ -74,7 +84,7 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const bool calibrates = get_whole(k, "calibrate", 0, 1) == 1;
   if (warm > 0) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
-    fit_routers(f.params, plan, seen.layer, start, warm_steps, 0.01, in.seed);
+    f.train_flops += fit_routers(f.params, plan, seen.layer, start, warm_steps, 0.01, in.seed);
     f.calibration_tokens = seen.tokens;
   }
   add_histogram(in, f, Gate::hard, "before");
@@ -84,9 +94,13 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   s.terms.sep_eps = get_number(k, "sep_eps", 1e-12, 1);
   s.terms.train_routers = s.terms.straight_through = true;
   s.steer_to = active, s.steer_from = start;
+  s.noise = get_number(k, "noise", 0, 1e6);
+  s.adapt = get_number(k, "adapt", 0, 1);
   s.steer_ramp = get_number(k, "ramp", 0, 1), s.steer_rate = get_number(k, "rate", 0, 1e6);
   run_stage(in, f, s, "train");
-  if (calibrates) f.calibration_tokens += shift_biases(in, f, active);
+  for (int look = 0; calibrates && look < 2; ++look) {  // the second under the first one's gates
+    f.calibration_tokens += shift_biases(in, f, active);
+  }
   add_histogram(in, f, Gate::hard, "train");
   return f;
 }

@@ -65,6 +65,11 @@ TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   return s;
 }
 
+TrainSpec without_teacher(TrainSpec s) {
+  s.teacher = nullptr, s.terms.distill = 0;
+  return s;
+}
+
 void run_stage(const FitInput& in, Fitted& f, const TrainSpec& spec, const std::string& stage) {
   if (spec.steps == 0) return;
   train(in.backend, f.params, f.plan, in.train, in.valid, spec,

@@ -68,6 +68,8 @@ extern const Method kDense, kLte, kLteOneStage, kPrune, kMoefication, kDejaVu, k
 
 // A stage's settings from the shared knobs.
 TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
+// The same without distillation: for a dense model that the base would only pull back.
+TrainSpec without_teacher(TrainSpec);
 // Trains one named stage of a fit and adds its tokens and FLOPs.
 void run_stage(const FitInput&, Fitted&, const TrainSpec&, const std::string& stage);
 // Runs the model over about `tokens` training tokens (whole batches, at least one), with all layers kept, and

@@ -18,14 +18,18 @@ constexpr KnobRow kKnobs[] = {
      "mlp: trained predictor; similarity: distance to the experts' centres; oracle: by the "
      "activations themselves"},
     {"score", "auto",
-     "what an expert is worth. positive (paper): sum of positive activations, for ReLU; norm: the "
-     "length of its activations, our extension to others; auto: positive for ReLU, else norm"},
+     "what an expert is worth. positive (paper): sum of positive activations, for ReLU; output: "
+     "the "
+     "length of its output, our extension to others after D2DMoE, for an oracle the length of "
+     "activations times down rows; norm: the length of its activations; auto: positive for ReLU, "
+     "else "
+     "output"},
     {"calibration", "131072", "training tokens that construction and predictor look at"},
     {"epochs", "30", "passes of the predictor's training over them; the paper's code uses 30"},
     {"router_lr", "0.01", "learning rate of the predictor; the paper's code uses 0.01"},
 };
 constexpr const char* kSelections[] = {"mlp", "similarity", "oracle"};
-constexpr const char* kScores[] = {"auto", "positive", "norm"};
+constexpr const char* kScores[] = {"auto", "positive", "output", "norm"};
 
 // Mean of the normalised first-matrix rows of every expert, in plan order: [E,D].
 std::vector<float> centres(const LayerParams& l, const FfnPlan& f) {
@@ -55,8 +59,9 @@ void fill_similarity(LayerParams& l, const FfnPlan& f) {
 }
 
 // First layer: the centres; second: the identity; then BCE to the share of the batch's largest score.
-void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t tokens) {
-  const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
+void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t tokens,
+               Contribution worth) {
+  const Observed seen = observe(in, f.params, f.plan, tokens, worth);
   f.calibration_tokens += seen.tokens;
   for (size_t i = 0; i < f.params.layer.size(); ++i) {
     LayerParams& l = f.params.layer[i];
@@ -64,8 +69,8 @@ void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t
     std::copy(c.begin(), c.end(), l.router_in.as<float>());
     for (int64_t e = 0; e < l.router_w.rows(); ++e)
       l.router_w.as<float>()[e * l.router_w.cols() + e] = 1;
-    train_predictor(in.backend, l, f.plan.layer[i], seen.layer[i], spec, hash64(in.seed, 0x30e, i));
-    f.predictors.push_back(judge_predictor(in.backend, l, f.plan.layer[i], seen.layer[i], -1));
+    f.train_flops += train_predictor(in.backend, l, f.plan.layer[i], seen.layer[i], spec,
+                                     hash64(in.seed, 0x30e, i));
   }
 }
 
@@ -73,7 +78,10 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
   const double active = get_number(k, "active", 0, 1);
   const std::string selection = get_choice(k, "selection", kSelections);
   const std::string score = get_choice(k, "score", kScores);
-  const bool positive = score == "positive" || (score == "auto" && in.dense.cfg.act == Act::relu);
+  const bool zeros = in.dense.cfg.act == Act::relu && !in.dense.cfg.gated;
+  const bool positive = score == "positive" || (score == "auto" && zeros);
+  const bool output = score == "output" || (score == "auto" && !zeros);
+  const Contribution worth = output ? Contribution::output_norm : Contribution::measured;
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   const TrainSpec train = training(in, k, get_whole(k, "steps", 0, 1'000'000'000));
   const PredictorSpec spec{.loss = PredictorLoss::logistic,
@@ -86,6 +94,7 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
   for (FfnPlan& f : plan.layer) {
     f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
     f.measure = positive ? Measure::positive : Measure::norm;
+    f.weighted = output;
     f.router = RouterKind::activation;
     if (selection == "oracle") continue;
     f.input = RouterInput::unit, f.squash = Squash::none;
@@ -95,11 +104,12 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
   }
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   f.calibration_tokens = seen;
-  if (selection == "mlp") train_mlp(in, f, spec, tokens);
+  if (selection == "mlp") train_mlp(in, f, spec, tokens, worth);
   for (size_t i = 0; selection == "similarity" && i < f.params.layer.size(); ++i) {
     fill_similarity(f.params.layer[i], f.plan.layer[i]);
   }
   run_stage(in, f, train, "train");
+  if (selection != "oracle") judge_predictors(in, f, worth, {});
   return f;
 }
 

@@ -130,11 +130,14 @@ const Method kCats = {.name = "cats",
                       .source = "Lee et al., COLM 2024, arXiv 2404.08763",
                       .about = "gated FFNs only: thresholds the gate, skips up and down",
                       .gated_only = true};
-const Method kTeal = {.name = "teal",
-                      .fit = fit_teal,
-                      .knobs = kTealKnobs,
-                      .source = "Liu et al., 2024, arXiv 2408.14690",
-                      .about = "training-free: drops small inputs of every FFN matrix"};
+const Method kTeal = {
+    .name = "teal",
+    .fit = fit_teal,
+    .knobs = kTealKnobs,
+    .source = "Liu et al., 2024, arXiv 2408.14690",
+    .about =
+        "training-free: drops small inputs of every FFN matrix; never trained under "
+        "its thresholds"};
 const Method kRelu = {.name = "relu",
                       .fit = fit_relu,
                       .knobs = kReluKnobs,

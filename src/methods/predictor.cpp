@@ -129,15 +129,16 @@ struct Trainee {
     }
   }
 
-  // Writes dz for the loaded rows; returns the mean loss.
+  // Writes dz for the loaded rows; returns the mean loss of those kinds whose merit it is.
   double loss(int64_t rows) {
     const auto size = static_cast<size_t>(rows * E);
     const float *t = target.as<float>(), *s = z.as<float>();
     float* d = dz.as<float>();
-    const double mean = std::accumulate(t, t + size, 0.0) / static_cast<double>(size);
+    const float mean =
+        static_cast<float>(std::accumulate(t, t + size, 0.0) / static_cast<double>(size));
     double sum = 0;
+    std::copy_n(s, size, d);
     if (spec.loss == PredictorLoss::softmax) {
-      std::copy_n(s, size, d);
       be.ops.softmax(*be.ctx, first_rows(dz, rows));
       for (size_t i = 0; i < size; ++i) {
         sum -= t[i] * std::log(std::max(1e-30f, d[i]));
@@ -145,19 +146,20 @@ struct Trainee {
       }
       return sum / static_cast<double>(rows);
     }
-    for (size_t i = 0; i < size; ++i) {
-      const double y = t[i], v = s[i];
-      if (spec.loss == PredictorLoss::square) {
-        const double off = std::abs(v) - y;
-        sum += off * off, d[i] = static_cast<float>(2 * off * (v < 0 ? -1 : 1));
-      } else {
-        const double weight =
-            spec.loss == PredictorLoss::weighted ? y + (1 - y) * (mean + 0.005) : 1;
-        const double p = 1 / (1 + std::exp(-v));
-        sum += weight * (std::max(v, 0.0) - v * y + std::log1p(std::exp(-std::abs(v))));
-        d[i] = static_cast<float>(weight * (p - y));
+    if (spec.loss != PredictorLoss::square) {
+      const bool weighted = spec.loss == PredictorLoss::weighted;
+      const float scale = 1 / static_cast<float>(size);
+      be.ops.sigmoid(*be.ctx, first_rows(dz, rows));
+      for (size_t i = 0; i < size; ++i) {
+        const float weight = weighted ? t[i] + (1 - t[i]) * (mean + 0.005f) : 1;
+        d[i] = weight * (d[i] - t[i]) * scale;
       }
-      d[i] /= static_cast<float>(size);
+      return 0;
+    }
+    for (size_t i = 0; i < size; ++i) {
+      const double off = std::abs(static_cast<double>(s[i])) - t[i];
+      sum += off * off;
+      d[i] = static_cast<float>(2 * off * (s[i] < 0 ? -1 : 1)) / static_cast<float>(size);
     }
     return sum / static_cast<double>(size);
   }
@@ -254,8 +256,8 @@ Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t 
   return seen;
 }
 
-void train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Contributions& data,
-                     const PredictorSpec& spec, uint64_t seed) {
+double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Contributions& data,
+                       const PredictorSpec& spec, uint64_t seed) {
   Rng rng(seed);
   std::vector<int64_t> rows(static_cast<size_t>(data.n));
   std::iota(rows.begin(), rows.end(), 0);
@@ -280,8 +282,11 @@ void train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Con
   t.prepare(spec.batch);
   std::vector<std::vector<float>> best;
   double best_merit = -std::numeric_limits<double>::infinity();
-  int64_t number = 0;
-  for (int epoch = 0, without = 0; epoch < spec.epochs && without < spec.patience; ++epoch) {
+  int64_t number = 0, epochs = 0;
+  const double enough =
+      spec.loss == PredictorLoss::weighted ? 0.99 : 2;  // recall, as Deja Vu stops
+  for (int without = 0; epochs < spec.epochs && without < spec.patience && best_merit <= enough;
+       ++epochs) {
     shuffle(rows, rng);
     for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(spec.batch)) {
       const size_t n = std::min(rows.size() - at, static_cast<size_t>(spec.batch));
@@ -303,6 +308,9 @@ void train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Con
   for (size_t i = 0; i < best.size(); ++i) {
     if (t.parts[i].p) std::copy(best[i].begin(), best[i].end(), t.parts[i].p.as<float>());
   }
+  const double macs =
+      t.two ? static_cast<double>(t.R * (t.D + t.E)) : static_cast<double>(t.D * t.E);
+  return 6 * macs * static_cast<double>(rows.size()) * static_cast<double>(epochs);
 }
 
 std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& plan,
@@ -358,6 +366,23 @@ Prediction judge_predictor(Backend& be, const LayerParams& w, const FfnPlan& pla
           .density = opened / static_cast<double>(c.n * c.E)};
 }
 
+void judge_predictors(const FitInput& in, Fitted& f, Contribution what,
+                      std::span<const double> labels) {
+  constexpr int64_t kTokens = 16384;
+  const FitInput other{.backend = in.backend,
+                       .dense = in.dense,
+                       .train = in.train,
+                       .valid = in.valid,
+                       .seq = in.seq,
+                       .seed = hash64(in.seed, 0x1d6e),
+                       .hooks = {}};
+  const Observed seen = observe(other, f.params, f.plan, kTokens, what);
+  for (size_t i = 0; i < seen.layer.size(); ++i) {
+    f.predictors.push_back(judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i],
+                                           seen.layer[i], labels.empty() ? -1 : labels[i]));
+  }
+}
+
 float quantile(std::vector<float> values, double share_above) {
   const auto keep =
       static_cast<size_t>(std::clamp(share_above, 0.0, 1.0) * static_cast<double>(values.size()));
@@ -411,31 +436,34 @@ double find_cut(Backend& be, std::vector<float>& scores, int64_t E, Rule rule, d
 
 int64_t calibrate_cut(const FitInput& in, const Params& p, Plan& plan, double active,
                       bool by_layer) {
-  std::vector<std::vector<float>> scores(plan.layer.size());
-  int64_t tokens = 0;
   const std::vector<Window> windows = test_windows(in.train, std::min(in.seq, p.cfg.max_seq), 32);
-  each_window(in.backend, p, plan, in.train, windows, Gate::hard, [&](const State& s) {
-    tokens += s.T;
-    for (size_t i = 0; i < scores.size(); ++i) {
-      const Tensor& t = s.layer[i].scores;
-      scores[i].insert(scores[i].end(), t.as<float>(), t.as<float>() + t.size());
-    }
-  });
   const auto E = [&](size_t i) { return experts(p.cfg, plan.layer[i]); };
-  if (by_layer) {
-    for (size_t i = 0; i < scores.size(); ++i) {
-      FfnPlan& f = plan.layer[i];
-      f.cut = find_cut(in.backend, scores[i], E(i), f.rule, active);
+  int64_t tokens = 0;
+  // A layer's scores follow from the gates below it: a second look, under the first one's cuts.
+  for (int look = 0; look < 2; ++look) {
+    std::vector<std::vector<float>> scores(plan.layer.size());
+    each_window(in.backend, p, plan, in.train, windows, Gate::hard, [&](const State& s) {
+      tokens += s.T;
+      for (size_t i = 0; i < scores.size(); ++i) {
+        const Tensor& t = s.layer[i].scores;
+        scores[i].insert(scores[i].end(), t.as<float>(), t.as<float>() + t.size());
+      }
+    });
+    if (by_layer) {
+      for (size_t i = 0; i < scores.size(); ++i) {
+        FfnPlan& f = plan.layer[i];
+        f.cut = find_cut(in.backend, scores[i], E(i), f.rule, active);
+      }
+      continue;
     }
-    return tokens;
+    std::vector<float> all;
+    for (size_t i = 0; i < scores.size(); ++i) {
+      LTE_CHECK(E(i) == E(0), "calibrate_cut: layers have different numbers of experts");
+      all.insert(all.end(), scores[i].begin(), scores[i].end());
+    }
+    const double cut = find_cut(in.backend, all, E(0), plan.layer[0].rule, active);
+    for (FfnPlan& f : plan.layer) f.cut = cut;
   }
-  std::vector<float> all;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    LTE_CHECK(E(i) == E(0), "calibrate_cut: layers have different numbers of experts");
-    all.insert(all.end(), scores[i].begin(), scores[i].end());
-  }
-  const double cut = find_cut(in.backend, all, E(0), plan.layer[0].rule, active);
-  for (FfnPlan& f : plan.layer) f.cut = cut;
   return tokens;
 }
 

@@ -40,9 +40,9 @@ struct PredictorSpec {
 
 // Trains router_in, router_w and router_b of one layer from where they are, keeps the best epoch: by
 // recall (weighted), by the outputs' mass that the top `active` of the experts hold (logistic), by loss
-// (else). Deterministic by seed.
-void train_predictor(Backend&, LayerParams&, const FfnPlan&, const Contributions&,
-                     const PredictorSpec&, uint64_t seed);
+// (else). Deterministic by seed. Returns the FLOPs of the products.
+double train_predictor(Backend&, LayerParams&, const FfnPlan&, const Contributions&,
+                       const PredictorSpec&, uint64_t seed);
 
 // How the layer's gates, by its plan's rule, agree with the experts that matter, over all rows:
 // those with an output above `label`, or (label < 0) as many of the largest as the gates open.
@@ -52,6 +52,10 @@ Prediction judge_predictor(Backend&, const LayerParams&, const FfnPlan&, const C
 // z[n,E] of the rows [first, first + rows) as scores, squashed as the plan says.
 std::vector<float> predict(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
                            int64_t first, int64_t rows);
+
+// Appends every layer's judgement to f.predictors, on training text that no predictor was fitted on and by the
+// model as it is now. `labels`: one a layer, or none (see judge_predictor).
+void judge_predictors(const FitInput&, Fitted& f, Contribution, std::span<const double> labels);
 
 // The value that `share` of the values lie above; -1e30 for all of them.
 float quantile(std::vector<float> values, double share_above);

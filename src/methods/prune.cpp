@@ -27,7 +27,8 @@ constexpr KnobRow kKnobs[] = {
      "1: what pruned neurons contribute on average is added to the bias; auto: for flap, as "
      "published"},
     {"calibration", "16384", "training tokens that scores look at"},
-    {"mask_steps", "400", "steps, out of `steps` if there are any, that learn the mask"},
+    {"mask_steps", "400",
+     "steps, out of `steps` if there are any, in which mask and model are trained together"},
     {"mask_lr", "0.1", "learning rate of the mask and its multipliers; Sheared LLaMA: 1"},
 };
 
@@ -170,12 +171,19 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
                       .global = p.global};
 
   LayerScores known;
+  Params trained;  // by the mask's stage
   Fitted f{.params = {}, .plan = {}, .histograms = {}};
-  if (p.score == "taylor") known = taylor_scores(in, p.calibration, p.seen);
+  if (p.score == "taylor") {
+    known = taylor_scores(in, p.calibration, p.seen);
+    f.train_flops += static_cast<double>(p.seen) * 2 /
+                     3 *  // its backward; fit() counts the forward
+                     train_flops(in.dense.cfg, p.plan, in.seq, false);
+  }
   if (p.score == "random") known = random_scores(in);
   if (p.score == "mask") {
     LTE_CHECK(steps == 0 || mask.steps < steps, "knob mask_steps: not fewer than steps");
-    known = learn_mask(in, train, mask);
+    LearntMask learnt = learn_mask(in, train, mask);
+    known = std::move(learnt.logits), trained = std::move(learnt.params);
     TrainSpec used = train;
     used.steps = mask.steps;
     f.train_tokens = trained_tokens(used, in.train);
@@ -191,9 +199,11 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
   } else {
     p.uniform(kept, known);
   }
+  LTE_CHECK(compensate != "1" || p.score != "mask",
+            "knob compensate=1: not with score=mask, which trains the model while it looks");
   const bool bias = compensate == "1" || (compensate == "auto" && p.score == "flap");
   for (FfnPlan& l : p.plan.layer) l.down_bias = bias;
-  f.plan = p.plan, f.params = apply_order(in.dense, p.plan);
+  f.plan = p.plan, f.params = apply_order(p.score == "mask" ? trained : in.dense, p.plan);
   if (bias) p.compensate(f.params);
   f.calibration_tokens = p.seen;
   run_stage(in, f, train, "train");

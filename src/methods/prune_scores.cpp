@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/rng.h"
 #include "model/batches.h"
@@ -117,17 +118,19 @@ LayerScores taylor_scores(const FitInput& in, int64_t tokens, int64_t& seen) {
   return all;
 }
 
-LayerScores learn_mask(const FitInput& in, const TrainSpec& train, const MaskSpec& spec) {
+LearntMask learn_mask(const FitInput& in, TrainSpec train, const MaskSpec& spec) {
+  train.steps = spec.steps;
   // Soft gates of single neurons whose scores are the routers' biases: the sampled mask.
   Plan plan = dense_plan(in.dense.cfg);
   for (FfnPlan& f : plan.layer) {
     f.group = 1, f.router = RouterKind::linear, f.router_bias = true, f.squash = Squash::none;
   }
   Params p = apply_order(in.dense, plan);
-  const int64_t T = std::min<int64_t>(train.seq, length_of(in)), B = train.batch;
+  const int64_t T = trained_seq(train, in.train), B = train.batch;
   Batches data(in, B, T);
   State state = make_state(p, plan, B, T, T, Keep::all_layers);
   Gradients grads = make_gradients(p, plan, state);
+  Params m = make_params(p.cfg, plan), v = make_params(p.cfg, plan);
   const size_t L = p.layer.size(), F = static_cast<size_t>(in.dense.cfg.ffn);
   LayerScores logits(L, std::vector<double>(F, 2));
   std::vector<Adam> adam(L, Adam(F));
@@ -172,8 +175,21 @@ LayerScores learn_mask(const FitInput& in, const TrainSpec& train, const MaskSpe
       }
       c.l1 += spec.lr * off, c.l2 += spec.lr * off * off;
     }
+    for (LayerParams& l : grads.d.layer) {
+      for (const Tensor& t : {l.router_w, l.router_b}) in.backend.ops.fill(*in.backend.ctx, t, 0);
+    }
+    adamw_step(in.backend, p, grads, m, v, train, step, false);
   }
-  return logits;
+  LearntMask learnt{.logits = std::move(logits), .params = clone(in.dense)};
+  std::vector<Tensor> trained;
+  visit_params(p, [&](Tensor& t, const ParamInfo& info) {
+    if (!info.router) trained.push_back(t);
+  });
+  size_t next = 0;
+  visit_params(learnt.params, [&](Tensor& t, const ParamInfo&) {
+    std::memcpy(t.data, trained[next++].data, t.bytes());
+  });
+  return learnt;
 }
 
 }  // namespace lte

@@ -22,14 +22,19 @@ ActivationStats activation_stats(const FitInput&, const Plan& plan, size_t i, in
 // of the mean loss over calibration tokens (Ma et al., 2023, "param_first").
 LayerScores taylor_scores(const FitInput&, int64_t tokens, int64_t& seen);
 
-// A hard-concrete mask over neurons (Louizos et al., 2018) learnt on a frozen model under a Lagrangian
-// that brings the expected kept share to `active`, in every layer or (global) over all (Xia et al.,
-// 2024, who train the model with it). Returns the logits of the gates.
+// A hard-concrete mask over neurons (Louizos et al., 2018) learnt together with the model under a
+// Lagrangian that brings the expected kept share to `active`, in every layer or (global) over all (Xia et
+// al., 2024). Logits begin at 2, theirs at 5: a short search has to move them. `train` says how the
+// model is trained meanwhile, over spec.steps.
 struct MaskSpec {
   int64_t steps = 400;
   double lr = 0.1, active = 0.5;
   bool global = false;
 };
-LayerScores learn_mask(const FitInput&, const TrainSpec&, const MaskSpec&);
+struct LearntMask {
+  LayerScores logits;
+  Params params;  // the model, in its original order
+};
+LearntMask learn_mask(const FitInput&, TrainSpec train, const MaskSpec&);
 
 }  // namespace lte

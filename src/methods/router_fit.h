@@ -9,8 +9,8 @@ namespace lte {
 
 // Logistic regression, by Adam, of "is among the share `active` of the largest outputs of this
 // layer" on the router's input; then one shift of all biases, so that the share of open gates is
-// `active`. Writes weight and bias of every router.
-void fit_routers(Params&, const Plan&, std::span<const Contributions>, double active, int steps,
-                 double lr, uint64_t seed);
+// `active`. Writes weight and bias of every router; returns the FLOPs of the products.
+double fit_routers(Params&, const Plan&, std::span<const Contributions>, double active, int steps,
+                   double lr, uint64_t seed);
 
 }  // namespace lte

@@ -11,7 +11,10 @@ namespace {
 
 constexpr KnobRow kNoisyKnobs[] = {
     {"steps", "600", "training steps of model and routers together"},
-    {"active", "0.25", "fraction of experts selected for every token"},
+    {"active", "0.25",
+     "fraction of experts selected for every token; with one expert its weight is always 1, and "
+     "routers "
+     "learn nothing"},
     {"group", "32", "neurons in an expert"},
     kConstruction,
     {"noise", "0.3",
@@ -95,36 +98,35 @@ Fitted fit_path(const FitInput& in, const Knobs& k) {
                            .lr = get_number(k, "router_lr", 0, 10),
                            .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
   for (size_t i = 0; i < seen.layer.size(); ++i) {
-    train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], spec,
-                    hash64(in.seed, 0x9a7b, i));
+    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
+                                     spec, hash64(in.seed, 0x9a7b, i));
   }
   f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, false);
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    f.predictors.push_back(
-        judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i], -1));
-  }
   run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
   if (f.train_tokens > 0)
     f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, false);
+  judge_predictors(in, f, Contribution::output_norm, {});
   return f;
 }
 
 }  // namespace
 
-const Method kNoisyTopK = {.name = "noisy-top-k",
-                           .fit = fit_noisy,
-                           .knobs = kNoisyKnobs,
-                           .source = "Shazeer et al., 2017, as LTE's paper uses it",
-                           .about = "softmax over the kept experts weighs their outputs"};
+const Method kNoisyTopK = {
+    .name = "noisy-top-k",
+    .fit = fit_noisy,
+    .knobs = kNoisyKnobs,
+    .source = "Shazeer et al., 2017, as LTE's paper uses it",
+    .about = "softmax over the kept experts weighs their outputs; no balance loss"};
 const Method kRandomRouter = {.name = "random-router",
                               .fit = fit_random,
                               .knobs = kRandomKnobs,
                               .source = "control of LTE's paper",
                               .about = "frozen random routers, top-k, the model trained on"};
-const Method kPrunePath = {.name = "prune-path",
-                           .fit = fit_path,
-                           .knobs = kPathKnobs,
-                           .source = "selection rule: arXiv 2605.28283; training of routers: ours",
-                           .about = "softmax routers, experts up to a share of the mass"};
+const Method kPrunePath = {
+    .name = "prune-path",
+    .fit = fit_path,
+    .knobs = kPathKnobs,
+    .source = "selection rule: arXiv 2605.28283; training of routers: ours",
+    .about = "softmax routers, frozen (ours), experts up to a share of the mass"};
 
 }  // namespace lte

@@ -52,6 +52,9 @@ void score_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run
 // Gates of a routed layer whose scores are known; the compaction too where execution skips.
 void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
   if (run.gate == Gate::hard) be.ops.gate(*be.ctx, s.gates, s.scores, plan.rule, plan.cut);
+  if (plan.scaled && run.gate == Gate::hard) {
+    be.ops.scale_experts(*be.ctx, s.gates, s.gates, s.scores);  // experts of one "neuron", the gate
+  }
   if (plan.squash == Squash::kept_softmax) be.ops.gate_softmax(*be.ctx, s.gates, s.scores);
   if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
 }

@@ -38,6 +38,7 @@ struct FfnPlan {
   Measure measure = Measure::magnitude;  // of activation
   bool weighted = false;                 // measures count w[j] = ||down[j]||
   double in_cut = -1;                    // FFN inputs of at most this magnitude are 0; < 0: off
+  bool scaled = false;                   // open hard gates weigh their expert by its score
   bool down_bias = false;                // the layer has a down bias even where the family has none
 };
 

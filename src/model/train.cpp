@@ -99,7 +99,7 @@ struct Stage {
     const uint64_t draw_seed =
         hash64(spec.seed, 0x2015e, spec.first + static_cast<uint64_t>(log.step));
     const Run run{.gate = spec.gate, .exec = Exec::masked, .noise = spec.noise, .seed = draw_seed};
-    terms.eta /= spec.accum, terms.lambda /= spec.accum;
+    terms.eta /= spec.accum, terms.lambda /= spec.accum, terms.hoyer /= spec.accum;
     be.ops.fill(*be.ctx, grads.d.flat(), 0);
     double loss = 0, experts = 0, square = 0, separation = 0, above = 0;
     for (int64_t a = 0; a < spec.accum; ++a) {
@@ -120,33 +120,6 @@ struct Stage {
     }
     log.loss = loss / static_cast<double>(counted);
     if (experts > 0) log.efficiency = square, log.separability = separation, log.active = above;
-  }
-
-  // Clips by the global norm and updates; returns the norm.
-  double update(Params& m, Params& v, int64_t step) {
-    be.ops.sum_squares(*be.ctx, grads.sums, grads.d.flat());
-    const double norm = std::sqrt(*grads.sums.as<double>());
-    LTE_CHECK(std::isfinite(norm),
-              fmt::format("training: the gradient is not finite at step {}", step));
-    AdamW a{.lr = learning_rate(spec, step),
-            .beta1 = spec.beta1,
-            .beta2 = spec.beta2,
-            .eps = spec.adam_eps,
-            .decay = 0,
-            .grad_scale = spec.clip > 0 && norm > spec.clip ? spec.clip / norm : 1,
-            .step = step + 1};
-    std::vector<Tensor> gs, ms, vs;
-    visit_params(grads.d, [&](Tensor& t, const ParamInfo&) { gs.push_back(t); });
-    visit_params(m, [&](Tensor& t, const ParamInfo&) { ms.push_back(t); });
-    visit_params(v, [&](Tensor& t, const ParamInfo&) { vs.push_back(t); });
-    size_t i = 0;
-    visit_params(p, [&](Tensor& t, const ParamInfo& info) {
-      a.decay = info.decay ? spec.decay : 0;
-      if (!info.router || spec.terms.train_routers)
-        be.ops.adamw(*be.ctx, t, gs[i], ms[i], vs[i], a);
-      ++i;
-    });
-    return norm;
   }
 };
 
@@ -208,6 +181,32 @@ double learning_rate(const TrainSpec& s, int64_t step) {
   return s.lr * (s.min_lr + (1 - s.min_lr) * 0.5 * (1 + std::cos(std::numbers::pi * way)));
 }
 
+double adamw_step(Backend& be, Params& p, Gradients& g, Params& m, Params& v, const TrainSpec& spec,
+                  int64_t step, bool routers) {
+  be.ops.sum_squares(*be.ctx, g.sums, g.d.flat());
+  const double norm = std::sqrt(*g.sums.as<double>());
+  LTE_CHECK(std::isfinite(norm),
+            fmt::format("training: the gradient is not finite at step {}", step));
+  AdamW a{.lr = learning_rate(spec, step),
+          .beta1 = spec.beta1,
+          .beta2 = spec.beta2,
+          .eps = spec.adam_eps,
+          .decay = 0,
+          .grad_scale = spec.clip > 0 && norm > spec.clip ? spec.clip / norm : 1,
+          .step = step + 1};
+  std::vector<Tensor> gs, ms, vs;
+  visit_params(g.d, [&](Tensor& t, const ParamInfo&) { gs.push_back(t); });
+  visit_params(m, [&](Tensor& t, const ParamInfo&) { ms.push_back(t); });
+  visit_params(v, [&](Tensor& t, const ParamInfo&) { vs.push_back(t); });
+  size_t i = 0;
+  visit_params(p, [&](Tensor& t, const ParamInfo& info) {
+    a.decay = info.decay ? spec.decay : 0;
+    if (!info.router || routers) be.ops.adamw(*be.ctx, t, gs[i], ms[i], vs[i], a);
+    ++i;
+  });
+  return norm;
+}
+
 void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
            const TokenSet& probe_set, const TrainSpec& spec, const TrainHooks& hooks) {
   Stage stage = make_stage(be, params, plan, set, spec);
@@ -227,13 +226,17 @@ void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
     LossTerms terms = spec.terms;
     terms.eta = steers ? eta : ramp(spec.eta_ramp, eta, progress);
     terms.lambda = ramp(spec.sep_ramp, terms.lambda, progress);
+    if (spec.adapt > 0 && progress >= 1 - spec.adapt) {
+      terms.train_routers = terms.straight_through = false;
+      terms.eta = terms.lambda = 0;
+    }
     const int64_t counted = stage.draw(step);
     LTE_CHECK(counted > 0, "training: a batch has no scored token");
     stage.gradients(counted, terms, log);
-    log.grad_norm = stage.update(m, v, step);
+    log.grad_norm = adamw_step(be, params, stage.grads, m, v, spec, step, terms.train_routers);
     log.crossings = probe.crossings(be, params, plan, spec.gate, terms.tau);
     log.eta = terms.eta, log.lambda = terms.lambda, log.lr = learning_rate(spec, step);
-    if (steers) eta = steered(spec, eta, log.active, progress);
+    if (steers && terms.train_routers) eta = steered(spec, eta, log.active, progress);
     ++step;
     log.seconds = seconds_since(start);
     log.tokens_per_s = static_cast<double>(stage.tokens.size()) / log.seconds;

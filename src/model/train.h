@@ -24,6 +24,8 @@ struct TrainSpec {
   //   eta += steer_rate * (active - wanted), at least 0,
   // where wanted falls from steer_from to steer_to in the first steer_ramp of the steps.
   double steer_to = -1, steer_from = 1, steer_ramp = 0.3, steer_rate = 0.1;
+  double adapt =
+      0;  // last share of the steps in which routers stay as they are, whatever terms say
   const Params* teacher = nullptr;  // dense, to distil from
   double noise = 0;                 // standard deviation of noise on the routers' z
 };
@@ -60,6 +62,10 @@ void train(Backend&, Params& params, const Plan&, const TokenSet& train, const T
            const TrainSpec&, const TrainHooks&);
 
 double learning_rate(const TrainSpec&, int64_t step);
+// One update: gradients clipped by their global norm, AdamW at the step's learning rate; routers only if
+// wanted. m and v are the moments. Returns the norm; throws Error where it is not finite.
+double adamw_step(Backend&, Params&, Gradients&, Params& m, Params& v, const TrainSpec&,
+                  int64_t step, bool routers);
 // Tokens of one sequence, shorter than spec.seq where the text is, and of the whole stage.
 int64_t trained_seq(const TrainSpec&, const TokenSet&);
 int64_t trained_tokens(const TrainSpec&, const TokenSet&);
