@@ -1,5 +1,6 @@
 // Router scores, gates, compaction and the losses on them on the CPU.
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -50,6 +51,20 @@ void gate_top_k(T* gates, const T* scores, int64_t E, int64_t k, int32_t* order)
   for (int64_t i = 0; i < k; ++i) gates[order[i]] = T(1);
 }
 
+// The same for floats, some times faster: one whole number holds a score, so that the highest is the
+// smallest, and below it the expert.
+void gate_top_k(float* gates, const float* scores, int64_t E, int64_t k, uint64_t* keys) {
+  for (int64_t e = 0; e < E; ++e) {
+    const float s = scores[e] == scores[e] ? scores[e] : -std::numeric_limits<float>::infinity();
+    const auto bits = std::bit_cast<uint32_t>(s == 0 ? 0.f : s);
+    const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
+    keys[e] = static_cast<uint64_t>(~rising) << 32 | static_cast<uint64_t>(e);
+  }
+  std::fill(gates, gates + E, 0.f);
+  if (k < E) std::nth_element(keys, keys + k, keys + E);
+  for (int64_t i = 0; i < k; ++i) gates[keys[i] & 0xffffffffu] = 1;
+}
+
 template <class T>
 void gate_cumulative(T* gates, const T* scores, int64_t E, double share, int32_t* order) {
   best_first(order, scores, E, E);
@@ -75,7 +90,12 @@ void gate(Ctx& ctx, Tensor gates, Tensor scores, Rule rule, double cut) {
           for (int64_t e = 0; e < E; ++e) g[e] = s[e] > limit ? T(1) : T(0);
         }
         if (rule == Rule::top_k) {
-          gate_top_k(g, s, E, std::clamp<int64_t>(static_cast<int64_t>(cut), 0, E), order);
+          const int64_t k = std::clamp<int64_t>(static_cast<int64_t>(cut), 0, E);
+          if constexpr (std::is_same_v<T, float>) {
+            gate_top_k(g, s, E, k, ctx.workspace<uint64_t>(thread, E));
+          } else {
+            gate_top_k(g, s, E, k, order);
+          }
         }
         if (rule == Rule::cumulative) gate_cumulative(g, s, E, cut, order);
         if (rule == Rule::relative_max) {
@@ -195,6 +215,11 @@ void scale_experts(Ctx& ctx, Tensor out, Tensor a, Tensor gates) {
   const int64_t E = gates.cols(), G = a.cols() / E;
   with_type(out, [&]<class T>() {
     for_ranges(ctx, gates.size(), row_grain(G), [&](int64_t begin, int64_t end, int) {
+      if (G == 1) {  // single neurons: whole rows at once
+        const VecMap<T> g(gates.as<T>() + begin, end - begin), x(a.as<T>() + begin, end - begin);
+        VecMap<T>(out.as<T>() + begin, end - begin) = (g == T(0)).select(T(0), x * g);
+        return;
+      }
       for (int64_t i = begin; i < end; ++i) {
         const T g = gates.as<T>()[i];
         VecMap<T> o(out.as<T>() + i * G, G);
@@ -213,6 +238,13 @@ void scale_experts_backward(Ctx& ctx, Tensor da, Tensor dgates, Tensor dout, Ten
   const int64_t E = gates.cols(), G = a.cols() / E;
   with_type(da, [&]<class T>() {
     for_ranges(ctx, gates.size(), row_grain(G), [&](int64_t begin, int64_t end, int) {
+      if (G == 1) {
+        const int64_t size = end - begin;
+        const VecMap<T> d(dout.as<T>() + begin, size), x(a.as<T>() + begin, size);
+        VecMap<T>(dgates.as<T>() + begin, size) = d * x;
+        VecMap<T>(da.as<T>() + begin, size) = d * VecMap<T>(gates.as<T>() + begin, size);
+        return;
+      }
       for (int64_t i = begin; i < end; ++i) {
         const VecMap<T> d(dout.as<T>() + i * G, G), x(a.as<T>() + i * G, G);
         dgates.as<T>()[i] = (d * x).sum();
