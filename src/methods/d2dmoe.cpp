@@ -52,13 +52,7 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   TrainSpec s = without_teacher(training(in, k, before));
   s.terms.hoyer = get_number(k, "hoyer", 0, 1e6) / in.dense.cfg.ffn;
   run_stage(in, dense, s, "train");
-  const FitInput tuned{.backend = in.backend,
-                       .dense = dense.params,
-                       .train = in.train,
-                       .valid = in.valid,
-                       .seq = in.seq,
-                       .seed = in.seed,
-                       .hooks = in.hooks};
+  const FitInput tuned = with_dense(in, dense.params);
   int64_t looked = 0;
   Plan plan = grouped_plan(tuned, construction, group, tokens, looked);
   for (FfnPlan& f : plan.layer) {

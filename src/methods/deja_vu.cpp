@@ -84,13 +84,7 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
   run_stage(in, dense, without_teacher(training(in, k, before)), "before");
   int64_t none = 0;
-  FitInput tuned{.backend = in.backend,
-                 .dense = dense.params,
-                 .train = in.train,
-                 .valid = in.valid,
-                 .seq = in.seq,
-                 .seed = in.seed,
-                 .hooks = in.hooks};
+  const FitInput tuned = with_dense(in, dense.params);
   Plan plan = grouped_plan(tuned, group > 1 ? "kmeans" : "contiguous", group, 0, none);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::two_layer;

@@ -46,6 +46,23 @@ Fitted fit(const FitInput& in, std::string_view name, const Knobs& set) {
   return out;
 }
 
+namespace {
+
+FitInput altered(const FitInput& in, const Params& dense, uint64_t seed) {
+  return {.backend = in.backend,
+          .dense = dense,
+          .train = in.train,
+          .valid = in.valid,
+          .seq = in.seq,
+          .seed = seed,
+          .hooks = in.hooks};
+}
+
+}  // namespace
+
+FitInput with_dense(const FitInput& in, const Params& p) { return altered(in, p, in.seed); }
+FitInput with_seed(const FitInput& in, uint64_t seed) { return altered(in, in.dense, seed); }
+
 TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   TrainSpec s;
   s.steps = steps;

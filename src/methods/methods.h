@@ -66,6 +66,9 @@ extern const Method kDense, kLte, kLteOneStage, kPrune, kMoefication, kDejaVu, k
 
 // What methods share.
 
+// The same input for another dense model, such as one that was trained on; or for another seed.
+FitInput with_dense(const FitInput&, const Params& dense);
+FitInput with_seed(const FitInput&, uint64_t seed);
 // A stage's settings from the shared knobs.
 TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
 // The same without distillation: for a dense model that the base would only pull back.

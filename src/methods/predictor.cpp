@@ -369,14 +369,8 @@ Prediction judge_predictor(Backend& be, const LayerParams& w, const FfnPlan& pla
 void judge_predictors(const FitInput& in, Fitted& f, Contribution what,
                       std::span<const double> labels) {
   constexpr int64_t kTokens = 16384;
-  const FitInput other{.backend = in.backend,
-                       .dense = in.dense,
-                       .train = in.train,
-                       .valid = in.valid,
-                       .seq = in.seq,
-                       .seed = hash64(in.seed, 0x1d6e),
-                       .hooks = {}};
-  const Observed seen = observe(other, f.params, f.plan, kTokens, what);
+  const Observed seen =
+      observe(with_seed(in, hash64(in.seed, 0x1d6e)), f.params, f.plan, kTokens, what);
   for (size_t i = 0; i < seen.layer.size(); ++i) {
     f.predictors.push_back(judge_predictor(in.backend, f.params.layer[i], f.plan.layer[i],
                                            seen.layer[i], labels.empty() ? -1 : labels[i]));

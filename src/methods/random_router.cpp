@@ -1,0 +1,40 @@
+// A control of LTE's paper: routers that stay as they were drawn, and a model that is trained under them.
+#include "methods/grouping.h"
+#include "methods/predictor.h"
+
+namespace lte {
+namespace {
+
+constexpr KnobRow kKnobs[] = {
+    {"steps", "600", "training steps; the routers stay as they are"},
+    {"active", "0.25", "fraction of experts selected for every token"},
+    {"group", "32", "neurons in an expert"},
+    kConstruction,
+    {"calibration", "16384", "training tokens that coactivation looks at"},
+};
+
+Fitted fit_random(const FitInput& in, const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  int64_t seen = 0;
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
+                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.squash = Squash::none;
+    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
+  }
+  Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  f.calibration_tokens = seen;
+  init_predictors(f.params, f.plan, in.seed);
+  run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
+  return f;
+}
+
+}  // namespace
+
+const Method kRandomRouter = {.name = "random-router",
+                              .fit = fit_random,
+                              .knobs = kKnobs,
+                              .source = "control of LTE's paper",
+                              .about = "frozen random routers, top-k, the model trained on"};
+
+}  // namespace lte
