@@ -14,7 +14,7 @@ const std::string kRoot = LTE_SOURCE_DIR;
 
 // Who takes whose learning rate; see suites/search.toml.
 std::string tuned_as(const Experiment& e) {
-  static const std::map<std::string, std::string> kSiblings = {{"lte", "lte-one-stage"},
+  static const std::map<std::string, std::string> kSiblings = {{"lte", "moefication"},
                                                                {"random-router", "moefication"},
                                                                {"prune-path", "moefication"},
                                                                {"teal", "dense"},
