@@ -48,12 +48,14 @@ std::map<Key, Search> searches() {
   return found;
 }
 
-// The rates that a dataset without a search of its own may borrow: those that most searches chose.
+// The rates that a dataset without a search of its own may borrow: those that most searches chose, of the
+// dense model or of all sparse methods together.
 std::set<std::string> most_chosen(const std::map<Key, Search>& all, const std::string& method) {
   std::map<std::string, int> votes;
   int most = 0;
   for (const auto& [key, search] : all) {
-    if (key.second == method) most = std::max(most, ++votes[search.best()]);
+    if ((key.second == "dense") == (method == "dense"))
+      most = std::max(most, ++votes[search.best()]);
   }
   std::set<std::string> rates;
   for (const auto& [rate, n] : votes) {
