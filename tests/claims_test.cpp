@@ -114,6 +114,12 @@ TEST_F(Claims, AheadIsOfEveryOtherMethod) {
             std::string::npos);
 }
 
+TEST_F(Claims, TrialsDecideNothing) {
+  three("lte", {{"active", "0.25"}}, 1.0), three("prune", {}, 1.5);
+  for (Record& r : records) r.split = "valid";
+  EXPECT_EQ(one(kBetter).verdict, "not run");
+}
+
 TEST_F(Claims, FailedRecordsAreNotUsed) {
   three("lte", {{"active", "0.25"}}, 1.0), three("prune", {}, 1.5);
   add("lte", {{"active", "0.25"}}, 3, 100).status = "failed";

@@ -17,7 +17,7 @@ namespace {
 // As a knob's value in a selection: the experiment does not set it.
 constexpr const char* kUnset = "unset";
 
-// Which records a side of a claim speaks of: every key that is given must agree.
+// Which records a side of a claim speaks of, of those on a test split: every key that is given must agree.
 struct Selection {
   std::string suite, dataset, model, method, protocol;
   Knobs knobs;
@@ -27,9 +27,9 @@ struct Selection {
     const auto agrees = [](const std::string& want, const std::string& got) {
       return want.empty() || want == got;
     };
-    if (r.status != "ok" || !agrees(suite, e.suite) || !agrees(dataset, e.base.dataset) ||
-        !agrees(model, e.base.model) || !agrees(method, e.method) ||
-        !agrees(protocol, e.protocol)) {
+    if (r.status != "ok" || r.split != "test" || !agrees(suite, e.suite) ||
+        !agrees(dataset, e.base.dataset) || !agrees(model, e.base.model) ||
+        !agrees(method, e.method) || !agrees(protocol, e.protocol)) {
       return false;
     }
     return std::all_of(knobs.begin(), knobs.end(), [&](const auto& k) {
