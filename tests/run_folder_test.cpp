@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "bench/labels.h"
 #include "bench/runner.h"
 #include "core/files.h"
 #include "data/text_data.h"
@@ -73,6 +74,7 @@ void expect_same_plan(const Plan& a, const Plan& b) {
     EXPECT_EQ(x.inner, y.inner);
     EXPECT_EQ(x.squash, y.squash);
     EXPECT_EQ(x.measure, y.measure);
+    EXPECT_EQ(x.scaled, y.scaled);
     EXPECT_EQ(x.weighted, y.weighted);
     EXPECT_EQ(x.down_bias, y.down_bias);
   }
@@ -140,7 +142,8 @@ TEST_F(Folder, HandMadePlansSurvive) {
   plan.layer[1].order = {40, 1, 2, 3, 4, 5, 6, 7}, plan.layer[1].input = RouterInput::residual;
   plan.layer[0].rule = Rule::top_k, plan.layer[0].cut = 2, plan.layer[0].router_bias = true;
   plan.layer[1].router = RouterKind::two_layer, plan.layer[1].width = 3;
-  plan.layer[1].inner = Inner::tanh, plan.layer[1].squash = Squash::kept_softmax;
+  plan.layer[1].scaled = true, plan.layer[1].inner = Inner::tanh,
+  plan.layer[1].squash = Squash::kept_softmax;
   plan.layer[1].measure = Measure::positive, plan.layer[1].weighted = true;
   plan.layer[0].squash = Squash::absolute, plan.layer[0].inner = Inner::relu;
   plan.layer[0].input = RouterInput::unit, plan.layer[0].down_bias = true;
@@ -160,6 +163,34 @@ TEST_F(Folder, HandMadePlansSurvive) {
 }
 
 // ---- damage
+
+// Recall, precision and density can be counted again from a run's labels.
+TEST_F(Folder, LabelsGiveTheRecordedFigures) {
+  const LoadedRun dense = base("base");
+  for (const char* method : {"deja-vu", "moefication", "d2dmoe", "prune-path"}) {
+    fitted(dense, method, method);
+    const LoadedRun run = load_run(at(method));
+    save_labels(at("labels"), be, run, data);
+    const TensorFile file = load_safetensors(at("labels"));
+    ASSERT_EQ(run.info.predictors.size(), run.params.layer.size()) << method;
+    for (size_t i = 0; i < run.info.predictors.size(); ++i) {
+      const Tensor open = find_tensor(file, fmt::format("layer{}.open", i));
+      const Tensor matters = find_tensor(file, fmt::format("layer{}.matters", i));
+      double both = 0, opened = 0, wanted = 0;
+      for (int64_t k = 0; k < open.size(); ++k) {
+        const float a = open.as<float>()[k], b = matters.as<float>()[k];
+        ASSERT_TRUE((a == 0 || a == 1) && (b == 0 || b == 1));
+        both += a * b, opened += a, wanted += b;
+      }
+      const Prediction& p = run.info.predictors[i];
+      EXPECT_NEAR(p.recall, wanted > 0 ? both / wanted : 1, 1e-12) << method;
+      EXPECT_NEAR(p.precision, opened > 0 ? both / opened : 1, 1e-12) << method;
+      EXPECT_NEAR(p.density, opened / static_cast<double>(open.size()), 1e-12) << method;
+      EXPECT_GT(opened, 0) << method;
+    }
+  }
+  EXPECT_NE(error_of([&] { save_labels(at("none"), be, dense, data); }), "no error");
+}
 
 TEST_F(Folder, TruncatedWeightsAreOneLine) {
   base("b");

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "app/commands.h"
+#include "bench/labels.h"
 #include "model/generate.h"
 
 namespace lte {
@@ -53,6 +54,8 @@ void print_record(const Record& r) {
 int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
   const LoadedRun run = load_run(a.run);
   Dataset data = dataset_of(run, a.run, a.data, c);
+  Backend be = open_backend(c.backend, c.threads);
+  if (!a.labels.empty()) save_labels(a.labels, be, run, data);
   use_split(data, a.split);
   Experiment e;
   e.base = {.model = run.params.cfg.name,
@@ -62,7 +65,7 @@ int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
             .lr = run.info.base_lr,
             .seed = run.info.base_seed};
   e.method = run.plan.method, e.knobs = run.plan.knobs, e.seed = run.info.seed;
-  e.backend = open_backend(c.backend, 1).name;
+  e.backend = be.name;
   e.protocol = "ad hoc";
   Record r = measure(run, data, e, a.windows, c.threads);
   r.split = a.split;

@@ -33,7 +33,7 @@ struct FitArgs {
   uint64_t seed = 0;
 };
 struct EvalArgs {
-  std::string run, data, split = "test";
+  std::string run, data, split = "test", labels;
   int64_t windows = 0, time_windows = 2;
   int repetitions = 9;
 };

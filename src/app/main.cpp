@@ -102,6 +102,10 @@ void add_eval(CLI::App& app, Args& a, int& code) {
   c->add_option("--time-windows", a.eval.time_windows, "test windows that timing walks over")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  c->add_option(
+      "--labels", a.eval.labels,
+      "also write, for trained predictors, which gates were open and which experts mattered "
+      "(safetensors)");
   c->callback([&] { code = cmd_eval(a.common, a.eval); });
 }
 

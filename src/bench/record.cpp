@@ -100,8 +100,11 @@ Json training_json(const Record& r) {
     histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
   Json predictors = Json::array();
   for (const Prediction& p : r.predictors)
-    predictors.push_back(
-        {{"recall", p.recall}, {"precision", p.precision}, {"density", p.density}});
+    predictors.push_back({{"recall", p.recall},
+                          {"precision", p.precision},
+                          {"density", p.density},
+                          {"label", p.label},
+                          {"output_norm", p.output_norm}});
   return {{"tokens", r.train_tokens},       {"calibration_tokens", r.calibration_tokens},
           {"flops", r.train_flops},         {"seconds", r.train_seconds},
           {"score_histograms", histograms}, {"predictors", predictors}};
@@ -186,7 +189,8 @@ Record record_from_json(std::string_view line) {
           {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
     }
     for (const Json& p : train.value("predictors", Json::array())) {
-      r.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density")});
+      r.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density"),
+                              p.value("label", -1.0), p.value("output_norm", false)});
     }
     r.machine = j.at("machine").get<std::map<std::string, std::string>>();
     return r;

@@ -83,8 +83,11 @@ Json info_json(const RunInfo& i) {
     histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
   Json predictors = Json::array();
   for (const Prediction& p : i.predictors)
-    predictors.push_back(
-        {{"recall", p.recall}, {"precision", p.precision}, {"density", p.density}});
+    predictors.push_back({{"recall", p.recall},
+                          {"precision", p.precision},
+                          {"density", p.density},
+                          {"label", p.label},
+                          {"output_norm", p.output_norm}});
   return {{"kind", i.kind},
           {"backend", i.backend},
           {"dataset", i.dataset},
@@ -123,7 +126,8 @@ RunInfo info_from(const Json& j) {
             .histograms = {},
             .predictors = {}};
   for (const Json& p : j.value("predictors", Json::array())) {
-    i.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density")});
+    i.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density"),
+                            p.value("label", -1.0), p.value("output_norm", false)});
   }
   for (const Json& h : j.at("histograms")) {
     i.histograms.push_back(

@@ -27,9 +27,11 @@ struct Histogram {
   std::vector<std::vector<int64_t>> layer;  // counts over equal bins of [0, 1]
 };
 
-// How a router's choices agree with the experts that matter, on calibration text.
+// How a router's choices agree with the experts that matter, on training text.
 struct Prediction {
   double recall = 0, precision = 0, density = 0;
+  double label = -1;         // an output above it matters; < 0: as many of the largest as are open
+  bool output_norm = false;  // outputs are norms of output vectors, else measured on activations
 };
 
 struct Fitted {

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "methods/aligned.h"
 #include "methods/methods.h"
 
 namespace lte {
@@ -44,8 +45,15 @@ struct PredictorSpec {
 double train_predictor(Backend&, LayerParams&, const FfnPlan&, const Contributions&,
                        const PredictorSpec&, uint64_t seed);
 
-// How the layer's gates, by its plan's rule, agree with the experts that matter, over all rows:
-// those with an output above `label`, or (label < 0) as many of the largest as the gates open.
+// [n,E], 0 or 1: which gates the layer's plan opens, and which experts matter: those with an output above
+// `label`, or (label < 0) as many of the largest as the gates open.
+struct Labelled {
+  Floats open, matters;
+  int64_t n = 0, E = 0;
+};
+Labelled label_predictions(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
+                           double label);
+// How the two agree, over all rows.
 Prediction judge_predictor(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
                            double label);
 
@@ -53,8 +61,9 @@ Prediction judge_predictor(Backend&, const LayerParams&, const FfnPlan&, const C
 std::vector<float> predict(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
                            int64_t first, int64_t rows);
 
-// Appends every layer's judgement to f.predictors, on training text that no predictor was fitted on and by the
-// model as it is now. `labels`: one a layer, or none (see judge_predictor).
+// What predictors are judged on: 16,384 training tokens that no predictor was fitted on.
+Observed observe_apart(const FitInput&, const Params&, const Plan&, Contribution);
+// Appends every layer's judgement to f.predictors, by the model as it is now. `labels`: one a layer, or none (see judge_predictor).
 void judge_predictors(const FitInput&, Fitted& f, Contribution, std::span<const double> labels);
 
 // The value that `share` of the values lie above; -1e30 for all of them.
