@@ -15,6 +15,8 @@ namespace {
 constexpr double kShown = 0.25;      // active fraction near which single rows are looked at
 constexpr size_t kPanelColumns = 6;  // layers of a histogram figure
 constexpr double kSamePoint = 0.02;  // active fractions that the ideal line does not tell apart
+constexpr size_t kMostCurves = 10;   // of more, those of a single point are left to the tables
+constexpr size_t kMostRows = 8;      // of layers, unions and score histograms
 constexpr double kSqueezed = 2.5;    // spread of all points over that of the compared ones
 
 double active_of(const Record& r) { return r.quality.active; }
@@ -61,7 +63,11 @@ using PointOf = std::function<std::optional<Point>(const Row&)>;
 
 std::vector<Series> series_of(const Group& g, const PointOf& point_of) {
   std::vector<Series> all;
-  for (Curve& curve : curves_of(g)) {
+  std::vector<Curve> curves = curves_of(g);
+  if (curves.size() > kMostCurves) {
+    std::erase_if(curves, [](const Curve& c) { return c.rows.size() < 2; });
+  }
+  for (Curve& curve : curves) {
     std::vector<Point> points;
     for (const Row* row : curve.rows) {
       if (const auto p = point_of(*row)) points.push_back(*p);
@@ -94,11 +100,17 @@ std::optional<double> flops_ratio(const Record& r) {
   return r.quality.cost.flops_paper / r.dense_cost.flops_paper;
 }
 
-std::optional<Point> loss_point(const Row& row, const Number& x) {
-  const Stat at = over_seeds(row, x);
-  const Stat loss = over_seeds(row, [](const Record& r) { return r.quality.loss; });
-  if (at.n == 0 || loss.n == 0) return std::nullopt;
-  return Point{at.mean, loss.mean, loss.mean - loss.sd, loss.mean + loss.sd};
+std::optional<double> bytes_ratio(const Record& r) {
+  if (r.dense_cost.bytes <= 0) return std::nullopt;
+  return r.quality.cost.bytes / r.dense_cost.bytes;
+}
+
+double loss_of(const Record& r) { return r.quality.loss; }
+
+std::optional<Point> point_at(const Row& row, const Number& x, const Number& y) {
+  const Stat at = over_seeds(row, x), value = over_seeds(row, y);
+  if (at.n == 0 || value.n == 0) return std::nullopt;
+  return Point{at.mean, value.mean, value.mean - value.sd, value.mean + value.sd};
 }
 
 // If rows that were not trained further lie so far off that the others would be squeezed together,
@@ -120,12 +132,50 @@ std::optional<std::pair<double, double>> readable_range(const Plot& p) {
 }
 
 Plot loss_plot(const Group& g, std::string title, std::string x_label, const Number& x) {
-  const PointOf point = [&](const Row& row) { return loss_point(row, x); };
+  const PointOf point = [&](const Row& row) { return point_at(row, x, loss_of); };
   return {.title = std::move(title),
           .x = {.label = std::move(x_label)},
           .y = {.label = "test loss (nats/token)"},
           .series = series_of(g, point),
           .levels = dense_levels(g, point)};
+}
+
+// What a task is scored by; a dataset has some of them, or none.
+struct Metric {
+  const char* name;
+  const char* title;
+  std::optional<double> Record::*value;
+};
+constexpr Metric kMetrics[] = {{"exact", "Exact match", &Record::exact_match},
+                               {"bleu", "BLEU (E2E)", &Record::bleu},
+                               {"rouge", "ROUGE-L", &Record::rouge_l},
+                               {"slots", "Slot error", &Record::slot_error}};
+
+Plot metric_plot(const Group& g, const Metric& m) {
+  const Number value = [&](const Record& r) { return r.*m.value; };
+  const PointOf point = [&](const Row& row) { return point_at(row, active_of, value); };
+  return {.title = fmt::format("{} against active fraction", m.title),
+          .x = {.label = "active fraction of FFN neurons"},
+          .y = {.label = m.title},
+          .series = series_of(g, point),
+          .levels = dense_levels(g, point)};
+}
+
+// The rows at equal budget near kShown by their loss, best first.
+Ranking ranking_of(const Group& g) {
+  Ranking r{.title = "Test loss near a quarter of the neurons, equal budget",
+            .x_label = "test loss (nats/token)"};
+  for (const Row& row : g.rows) {
+    if (row.failed || row.what().protocol == "paper") continue;
+    const auto p = point_at(row, active_of, loss_of);
+    if (!p) continue;
+    if (is_dense(row)) r.level = p->y, r.level_name = "dense";
+    if (is_dense(row) || std::abs(p->x - kShown) > kSamePoint) continue;
+    r.lines.push_back({row.label, p->y, p->low, p->high, row.what().method.starts_with("lte")});
+  }
+  std::stable_sort(r.lines.begin(), r.lines.end(),
+                   [](const auto& a, const auto& b) { return a.value < b.value; });
+  return r;
 }
 
 std::optional<Point> decode_point(const Row& row) {
@@ -141,10 +191,7 @@ Series ideal_series(const Group& g) {
   std::vector<std::pair<double, double>> points;  // active, bytes / dense bytes
   for (const Row& row : g.rows) {
     const auto t = decode_of(row);
-    const Stat bytes = over_seeds(row, [](const Record& r) -> std::optional<double> {
-      if (r.dense_cost.bytes <= 0) return std::nullopt;
-      return r.quality.cost.bytes / r.dense_cost.bytes;
-    });
+    const Stat bytes = over_seeds(row, bytes_ratio);
     if (!t || t->speedup <= 0 || bytes.n == 0) continue;
     dense.push_back(t->median * t->speedup);
     points.emplace_back(over_seeds(row, active_of).mean, bytes.mean);
@@ -176,7 +223,8 @@ Plot decode_plot(const Group& g) {
   return p;
 }
 
-// Of every method that routes, the row nearest to kShown.
+// Of every method that routes, the row nearest to kShown; of many methods, those at equal budget first,
+// and of these the best.
 std::vector<const Row*> shown_rows(const Group& g) {
   std::vector<const Row*> rows;
   std::map<std::string, size_t> seen;
@@ -192,6 +240,14 @@ std::vector<const Row*> shown_rows(const Group& g) {
       rows[at->second] = &row;
     }
   }
+  if (rows.size() <= kMostRows) return rows;
+  std::stable_sort(rows.begin(), rows.end(), [](const Row* a, const Row* b) {
+    const auto key = [](const Row* r) {
+      return std::pair(r->what().protocol == "paper", over_seeds(*r, loss_of).mean);
+    };
+    return key(a) < key(b);
+  });
+  rows.resize(kMostRows);
   return rows;
 }
 
@@ -310,6 +366,18 @@ std::vector<Figure> figures_of(const Group& g, const std::string& prefix) {
   add_loss(add, "loss-active",
            loss_plot(g, "Test loss against active fraction", "active fraction of FFN neurons",
                      active_of));
+  add_loss(add, "loss-bytes",
+           loss_plot(g, "Test loss against bytes of a decode step", "bytes per token / dense",
+                     bytes_ratio));
+  if (const Ranking ranking = ranking_of(g); ranking.lines.size() > 2) {
+    add("ranking", "Rows near a quarter of the neurons. Bars: one standard deviation over seeds.",
+        draw(ranking));
+  }
+  for (const Metric& m : kMetrics) {
+    const Plot p = metric_plot(g, m);
+    if (p.series.empty() && p.levels.empty()) continue;
+    add(m.name, fmt::format("{}. Solid: equal budget, dashed: paper.", p.title), draw(p));
+  }
   const Plot decode = decode_plot(g);
   if (!decode.series.empty() || !decode.levels.empty()) {
     add("decode",

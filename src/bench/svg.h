@@ -51,6 +51,19 @@ struct Bars {
   std::optional<double> y_high = {};             // else from the data
 };
 
+// Named values with their intervals, one a line, from the top.
+struct Ranking {
+  std::string title = {}, x_label = {};
+  struct Line {
+    std::string name = {};
+    double value = 0, low = 0, high = 0;
+    bool mark = false;  // drawn in another color
+  };
+  std::vector<Line> lines = {};
+  std::optional<double> level = {};  // a vertical line for reference
+  std::string level_name = {};
+};
+
 // Small multiples of counts over equal bins of [0, 1], row by row. Every panel has its own scale,
 // up to the share of its fullest bin, which is written in it.
 struct Panel {
@@ -65,6 +78,7 @@ struct Histograms {
 
 std::string draw(const Plot&);
 std::string draw(const Bars&);
+std::string draw(const Ranking&);
 std::string draw(const Histograms&);
 
 }  // namespace lte

@@ -83,6 +83,33 @@ std::string draw(const Bars& b) {
   return out + kEnd;
 }
 
+std::string draw(const Ranking& r) {
+  constexpr double kNames = 330, kWidth = 420, kLine = 24, kTopLine = 48;
+  const double bottom = kTopLine + kLine * static_cast<double>(std::max<size_t>(1, r.lines.size()));
+  const Box box{.x = kNames, .y = kTopLine, .width = kWidth, .height = bottom - kTopLine};
+  std::vector<double> values;
+  for (const auto& l : r.lines) values.insert(values.end(), {l.low, l.value, l.high});
+  if (r.level) values.push_back(*r.level);
+  const Scale x = make_scale({}, values, box.x, box.x + box.width);
+  std::string out = begin(kNames + kWidth + 110, bottom + 66, r.title);
+  grid_x(out, box, {}, x);
+  frame(out, box, r.x_label, "");
+  if (r.lines.empty()) no_data(out);
+  if (r.level && x.holds(*r.level)) {
+    line(out, x(*r.level), box.y, x(*r.level), bottom, "#000000", 1.4, Stroke::dashed);
+    text(out, x(*r.level), box.y - 5, r.level_name, Anchor::middle, 11, "#555555");
+  }
+  double y = kTopLine + kLine / 2;
+  for (const auto& l : r.lines) {
+    const int color = l.mark ? 1 : 0;
+    text(out, kNames - 10, y + 4.5, shorten(l.name), Anchor::end);
+    if (x.holds(l.low) && x.holds(l.high)) line(out, x(l.low), y, x(l.high), y, color_of(color), 2);
+    if (x.holds(l.value)) marker(out, x(l.value), y, color);
+    y += kLine;
+  }
+  return out + kEnd;
+}
+
 std::string draw(const Histograms& h) {
   const auto columns = static_cast<size_t>(std::max(1, h.columns));
   const size_t rows = std::max<size_t>(1, (h.panels.size() + columns - 1) / columns);
