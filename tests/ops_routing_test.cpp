@@ -242,7 +242,8 @@ TEST_P(RoutingTest, RulesSurviveWhatIsNotANumber) {
 }
 
 TEST_P(RoutingTest, GateSoftmaxAndItsGradient) {
-  for (const auto [N, E] : kSizes) {
+  for (const Size size : kSizes) {
+    const int64_t N = size.rows, E = size.cols;  // lambdas cannot capture bindings in clang 14
     for (double share : {0.0, 0.1, 0.5, 1.0}) {
       const Tensor scores = normal({N, E}, 3), gates = some_gates(N, E, share);
       for (int64_t i = 0; i < N * E; ++i) {

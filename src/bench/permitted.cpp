@@ -14,9 +14,11 @@ namespace {
 constexpr int kResamples = 1000;
 
 // Knobs that make another variant of a method; the rest are settings or what a curve sweeps over.
-constexpr const char* kVariants[] = {"score", "allocation",   "selection",  "construction",
-                                     "rule",  "by",           "look_ahead", "before",
-                                     "group", "router_input", "distill"};
+constexpr const char* kVariants[] = {
+    "score",  "allocation", "selection",    "construction", "rule",   "by",    "look_ahead",
+    "before", "group",      "router_input", "distill",      "scaled", "lambda"};
+// Those that are written wherever they are set, so that a row means the same in every column.
+constexpr const char* kAlways[] = {"score", "scaled", "lambda"};
 
 std::string variant_of(const Row& row, std::span<const Group> groups) {
   const Experiment& e = row.what();
@@ -32,7 +34,9 @@ std::string variant_of(const Row& row, std::span<const Group> groups) {
                       (other == r->what.knobs.end() || other->second != own->second);
              });
     });
-    if (differs || knob == std::string("score")) label += fmt::format(" {}={}", knob, own->second);
+    const bool always = std::any_of(std::begin(kAlways), std::end(kAlways),
+                                    [&](const char* name) { return knob == std::string(name); });
+    if (differs || always) label += fmt::format(" {}={}", knob, own->second);
   }
   return fmt::format("{} ({})", label, e.protocol);
 }

@@ -87,7 +87,7 @@ std::string draw(const Bars& b) {
 }
 
 std::string draw(const Ranking& r) {
-  constexpr double kNames = 330, kWidth = 420, kLine = 24, kTopLine = 48;
+  constexpr double kNames = 400, kWidth = 420, kLine = 24, kTopLine = 48;
   const double bottom = kTopLine + kLine * static_cast<double>(std::max<size_t>(1, r.lines.size()));
   const Box box{.x = kNames, .y = kTopLine, .width = kWidth, .height = bottom - kTopLine};
   std::vector<double> values;
