@@ -158,7 +158,8 @@ struct Runner {
   void run_fit(const Experiment& e, const LoadedRun& base_run) {
     const std::string path = record_path(e);
     const double work = fit_work(e);
-    const bool cached = fs::exists(path);
+    // What failed is tried again: the cause may have been a full disk.
+    const bool cached = fs::exists(path) && read_records(path).at(0).status == "ok";
     std::string knobs;
     for (const auto& [key, value] : e.knobs) knobs += fmt::format(" {}={}", key, value);
     begin(fmt::format("{}{} on {}, seed {}", e.method, knobs, e.base.dataset, e.seed));
