@@ -75,6 +75,17 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
   return plan;
 }
 
+Plan top_k_plan(const FitInput& in, const Knobs& k, Squash squash, int64_t& seen) {
+  const double active = get_number(k, "active", 0, 1);
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
+                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.squash = squash;
+    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
+  }
+  return plan;
+}
+
 double kept_experts(const ModelConfig& c, const FfnPlan& f, double active) {
   return std::max(1.0, std::round(active * static_cast<double>(experts(c, f))));
 }

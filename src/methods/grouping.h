@@ -18,6 +18,10 @@ Plan grouped_plan(const FitInput&, const std::string& construction, int group, i
 // k of top_k for an active fraction, at least one expert.
 double kept_experts(const ModelConfig&, const FfnPlan&, double active);
 
+// From the knobs construction, group, calibration and active: experts of which linear routers without a bias
+// select a fixed number. Adds the tokens it looks at to `seen`.
+Plan top_k_plan(const FitInput&, const Knobs&, Squash, int64_t& seen);
+
 // The knob `construction`, checked.
 std::string construction_of(const Knobs&);
 

@@ -21,14 +21,8 @@ constexpr KnobRow kKnobs[] = {
 
 // Outputs are weighted by the softmax over the kept logits, so that routers get a gradient.
 Fitted fit_noisy(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
   int64_t seen = 0;
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
-                           get_whole(k, "calibration", 1, 1 << 24), seen);
-  for (FfnPlan& f : plan.layer) {
-    f.router = RouterKind::linear, f.squash = Squash::kept_softmax;
-    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
-  }
+  const Plan plan = top_k_plan(in, k, Squash::kept_softmax, seen);
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   f.calibration_tokens = seen;
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);

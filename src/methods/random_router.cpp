@@ -14,14 +14,8 @@ constexpr KnobRow kKnobs[] = {
 };
 
 Fitted fit_random(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
   int64_t seen = 0;
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
-                           get_whole(k, "calibration", 1, 1 << 24), seen);
-  for (FfnPlan& f : plan.layer) {
-    f.router = RouterKind::linear, f.squash = Squash::none;
-    f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
-  }
+  const Plan plan = top_k_plan(in, k, Squash::none, seen);
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   f.calibration_tokens = seen;
   init_predictors(f.params, f.plan, in.seed);

@@ -24,8 +24,8 @@ struct TrainSpec {
   //   eta += steer_rate * (active - wanted), at least 0,
   // where wanted falls from steer_from to steer_to in the first steer_ramp of the steps.
   double steer_to = -1, steer_from = 1, steer_ramp = 0.3, steer_rate = 0.1;
-  double adapt =
-      0;  // last share of the steps in which routers stay as they are, whatever terms say
+  // The last share of the steps in which routers stay as they are, whatever terms say.
+  double adapt = 0;
   const Params* teacher = nullptr;  // dense, to distil from
   double noise = 0;                 // standard deviation of noise on the routers' z
 };
