@@ -10,6 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "bench/fit_json.h"
 #include "core/files.h"
 
 namespace lte {
@@ -95,19 +96,12 @@ Json time_json(const Record& r) {
 }
 
 Json training_json(const Record& r) {
-  Json histograms = Json::array();
-  for (const Histogram& h : r.histograms)
-    histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
-  Json predictors = Json::array();
-  for (const Prediction& p : r.predictors)
-    predictors.push_back({{"recall", p.recall},
-                          {"precision", p.precision},
-                          {"density", p.density},
-                          {"label", p.label},
-                          {"output_norm", p.output_norm}});
-  return {{"tokens", r.train_tokens},       {"calibration_tokens", r.calibration_tokens},
-          {"flops", r.train_flops},         {"seconds", r.train_seconds},
-          {"score_histograms", histograms}, {"predictors", predictors}};
+  return {{"tokens", r.train_tokens},
+          {"calibration_tokens", r.calibration_tokens},
+          {"flops", r.train_flops},
+          {"seconds", r.train_seconds},
+          {"score_histograms", histograms_json(r.histograms)},
+          {"predictors", predictors_json(r.predictors)}};
 }
 
 uint64_t digest_from(const Json& j) {
@@ -184,14 +178,8 @@ Record record_from_json(std::string_view line) {
     const Json& train = j.at("training");
     r.train_tokens = train.at("tokens"), r.calibration_tokens = train.at("calibration_tokens");
     r.train_flops = train.at("flops"), r.train_seconds = train.at("seconds");
-    for (const Json& h : train.at("score_histograms")) {
-      r.histograms.push_back(
-          {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
-    }
-    for (const Json& p : train.value("predictors", Json::array())) {
-      r.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density"),
-                              p.value("label", -1.0), p.value("output_norm", false)});
-    }
+    r.histograms = histograms_from(train.at("score_histograms"));
+    r.predictors = predictors_from(train.value("predictors", Json::array()));
     r.machine = j.at("machine").get<std::map<std::string, std::string>>();
     return r;
   } catch (const nlohmann::json::exception& e) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench/fit_json.h"
 #include "core/files.h"
 #include "core/hash.h"
 #include "io/safetensors.h"
@@ -78,16 +79,6 @@ Plan plan_from(const Json& j) {
 }
 
 Json info_json(const RunInfo& i) {
-  Json histograms = Json::array();
-  for (const Histogram& h : i.histograms)
-    histograms.push_back({{"stage", h.stage}, {"layers", h.layer}});
-  Json predictors = Json::array();
-  for (const Prediction& p : i.predictors)
-    predictors.push_back({{"recall", p.recall},
-                          {"precision", p.precision},
-                          {"density", p.density},
-                          {"label", p.label},
-                          {"output_norm", p.output_norm}});
   return {{"kind", i.kind},
           {"backend", i.backend},
           {"dataset", i.dataset},
@@ -103,8 +94,8 @@ Json info_json(const RunInfo& i) {
           {"calibration_tokens", i.calibration_tokens},
           {"train_flops", i.train_flops},
           {"train_seconds", i.train_seconds},
-          {"histograms", histograms},
-          {"predictors", predictors}};
+          {"histograms", histograms_json(i.histograms)},
+          {"predictors", predictors_json(i.predictors)}};
 }
 
 RunInfo info_from(const Json& j) {
@@ -125,14 +116,8 @@ RunInfo info_from(const Json& j) {
             .train_seconds = j.at("train_seconds"),
             .histograms = {},
             .predictors = {}};
-  for (const Json& p : j.value("predictors", Json::array())) {
-    i.predictors.push_back({p.at("recall"), p.at("precision"), p.at("density"),
-                            p.value("label", -1.0), p.value("output_norm", false)});
-  }
-  for (const Json& h : j.at("histograms")) {
-    i.histograms.push_back(
-        {h.at("stage"), h.at("layers").get<std::vector<std::vector<int64_t>>>()});
-  }
+  i.predictors = predictors_from(j.value("predictors", Json::array()));
+  i.histograms = histograms_from(j.at("histograms"));
   return i;
 }
 
