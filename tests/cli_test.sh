@@ -131,6 +131,9 @@ json "info --json: machine" info.json .machine cpu cores threads compiler flags 
 check "data" "$lte" data text:my.txt --json
 cp out data.json
 json "data --json" data.json . name sha256 tokenizer vocab train_tokens valid_tokens test_tokens window
+check "data, the list" "$lte" data --json
+cp out list.json
+json "data --json: the list" list.json '.[]' name tokenizer about
 check "data sums" "$lte" data sums --samples 3
 cp out samples
 check "samples are whole documents" grep -qE '^sample 3: .+[=:?] [a-z0-9 -]+$' samples
@@ -205,6 +208,8 @@ from=(--from runs/base --out refused --set steps=4)
 refuse "an unknown method" "known: dense" "$lte" fit --method magic "${from[@]}"
 refuse "an unknown knob" "known: steps" "$lte" fit --method lte "${from[@]}" --set width=2
 refuse "active=1.5" "active=1.5" "$lte" fit --method lte-one-stage "${from[@]}" --set active=1.5
+refuse "active=0" "active=0" "$lte" fit --method lte-one-stage "${from[@]}" --set active=0
+refuse "a negative number of threads" "--threads" "$lte" fit --method lte "${from[@]}" --threads=-3
 refuse "a knob that is no number" "eta=x" "$lte" fit --method lte "${from[@]}" --set eta=x
 refuse "a group that does not divide" "group=7" "$lte" fit --method lte "${from[@]}" --set group=7
 refuse "fitting to longer sequences" "seq=500" "$lte" fit --method lte "${from[@]}" --set seq=500

@@ -55,6 +55,13 @@ std::string sample_of(const Dataset& d, size_t i) {
 }  // namespace
 
 int cmd_data(const CommonArgs& c, const DataArgs& a) {
+  if (a.name.empty() && c.json) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const DatasetRow& row : datasets())
+      list.push_back({{"name", row.name}, {"tokenizer", row.tokenizer}, {"about", row.about}});
+    fmt::print("{}\n", list.dump());
+    return 0;
+  }
   if (a.name.empty()) {
     for (const DatasetRow& row : datasets())
       fmt::print("{:<16} {:<9} {}\n", row.name, row.tokenizer, row.about);

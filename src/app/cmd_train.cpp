@@ -43,8 +43,8 @@ int cmd_train(const CommonArgs& c, const TrainArgs& a) {
       fmt::format("model {} is a shape for latency suites only; it is not trained here", a.model));
   LTE_CHECK(a.steps > 0 && a.batch > 0 && a.accum > 0,
             "train: --steps, --batch and --accum want positive numbers");
-  make_folder(a.out);
   const Dataset d = load_dataset(a.data, a.tokenizer, data_paths(c));
+  make_folder(a.out);
   TrainSpec s;
   s.steps = a.steps, s.batch = a.batch, s.accum = a.accum, s.lr = a.lr;
   s.seq = a.seq > 0 ? a.seq : std::min(d.default_seq, cfg.max_seq);

@@ -178,7 +178,8 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--threads", a.common.threads,
-                 "threads; 0: one for each core. The results do not depend on it");
+                 "threads; 0: one for each core. The results do not depend on it")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--json", a.common.json, "print one JSON document (data, eval, claims, info)");
   app.add_option("--manifest", a.common.manifest, "the list of downloadable datasets");
   app.add_option("--cache", a.common.cache, "where downloaded datasets lie")->capture_default_str();
