@@ -37,7 +37,7 @@ const Variant kVariants[] = {
 };
 
 Backend open_cpu(int threads) {
-  Backend b{.name = "cpu", .ops = {}, .ctx = std::make_shared<Ctx>(threads)};
+  Backend b{.name = "cpu", .ops = {}, .ctx = std::make_shared<CpuCtx>(threads)};
   fill_linear(b.ops);
   fill_norm(b.ops);
   fill_attention(b.ops);

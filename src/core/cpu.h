@@ -11,11 +11,11 @@
 
 namespace lte {
 
-struct Ctx {
+struct CpuCtx : Ctx {
   ThreadPool pool;
   std::vector<std::vector<std::byte>> scratch;  // one a thread and one for all, grown on first use
 
-  explicit Ctx(int threads) : pool(threads), scratch(static_cast<size_t>(pool.size()) + 1) {}
+  explicit CpuCtx(int threads) : pool(threads), scratch(static_cast<size_t>(pool.size()) + 1) {}
 
   template <class T>
   T* workspace(int thread, int64_t count) {
@@ -26,6 +26,8 @@ struct Ctx {
     return reinterpret_cast<T*>((address + 63) / 64 * 64);
   }
 };
+
+inline CpuCtx& cpu(Ctx& ctx) { return static_cast<CpuCtx&>(ctx); }
 
 template <class T>
 using Mat = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -61,8 +63,8 @@ void with_type(const Tensor& t, F&& f) {
 template <class Fn>
 void for_ranges(Ctx& c, int64_t n, int64_t grain, Fn&& fn) {
   const int64_t pieces = (n + grain - 1) / grain;
-  c.pool.run(pieces,
-             [&](int64_t i, int thread) { fn(i * grain, std::min(n, (i + 1) * grain), thread); });
+  cpu(c).pool.run(
+      pieces, [&](int64_t i, int thread) { fn(i * grain, std::min(n, (i + 1) * grain), thread); });
 }
 // A grain that makes a piece of about 32k elements, so that small work stays on one thread.
 inline int64_t row_grain(int64_t cols) {

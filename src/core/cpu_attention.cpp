@@ -9,29 +9,30 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
   with_type(x, [&]<class T>() {
     auto m = matrix<T>(x);
     const int64_t half = C / 2;
-    for_ranges(
-        ctx, chunk.T, row_grain(heads * C * chunk.B), [&](int64_t begin, int64_t end, int thread) {
-          VecMap<T> cosine(ctx.workspace<T>(thread, C), half), sine(cosine.data() + half, half);
-          for (int64_t t = begin; t < end; ++t) {
-            for (int64_t i = 0; i < half; ++i) {
-              const double angle =
-                  static_cast<double>(chunk.pos + t) *
-                  std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(C));
-              cosine[i] = static_cast<T>(std::cos(angle));
-              sine[i] = static_cast<T>(inverse ? -std::sin(angle) : std::sin(angle));
-            }
-            for (int64_t b = 0; b < chunk.B; ++b) {
-              for (int64_t h = 0; h < heads; ++h) {
-                T* head = m.data() + (b * chunk.T + t) * m.cols() + h * C;
-                for (int64_t i = 0; i < half; ++i) {
-                  const T first = head[i], second = head[i + half];
-                  head[i] = first * cosine[i] - second * sine[i];
-                  head[i + half] = first * sine[i] + second * cosine[i];
-                }
-              }
-            }
-          }
-        });
+    for_ranges(ctx, chunk.T, row_grain(heads * C * chunk.B),
+               [&](int64_t begin, int64_t end, int thread) {
+                 VecMap<T> cosine(cpu(ctx).workspace<T>(thread, C), half),
+                     sine(cosine.data() + half, half);
+                 for (int64_t t = begin; t < end; ++t) {
+                   for (int64_t i = 0; i < half; ++i) {
+                     const double angle =
+                         static_cast<double>(chunk.pos + t) *
+                         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(C));
+                     cosine[i] = static_cast<T>(std::cos(angle));
+                     sine[i] = static_cast<T>(inverse ? -std::sin(angle) : std::sin(angle));
+                   }
+                   for (int64_t b = 0; b < chunk.B; ++b) {
+                     for (int64_t h = 0; h < heads; ++h) {
+                       T* head = m.data() + (b * chunk.T + t) * m.cols() + h * C;
+                       for (int64_t i = 0; i < half; ++i) {
+                         const T first = head[i], second = head[i + half];
+                         head[i] = first * cosine[i] - second * sine[i];
+                         head[i + half] = first * sine[i] + second * cosine[i];
+                       }
+                     }
+                   }
+                 }
+               });
   });
 }
 
@@ -75,8 +76,8 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
       const auto q = matrix(qkv.as<T>() + b * chunk.T * width + h * s.C, chunk.T, s.C, width);
       const auto keys = matrix(k.as<T>() + kv, reach, s.C, s.C);
       const auto values = matrix(v.as<T>() + kv, reach, s.C, s.C);
-      T* memory =
-          probs ? probs.as<T>() + i * chunk.T * reach : ctx.workspace<T>(thread, chunk.T * reach);
+      T* memory = probs ? probs.as<T>() + i * chunk.T * reach
+                        : cpu(ctx).workspace<T>(thread, chunk.T * reach);
       auto p = matrix(memory, chunk.T, reach, reach);
       p.noalias() = q * keys.transpose();
       causal_softmax<T>(p, chunk.pos, scale);
@@ -105,7 +106,7 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
       const auto values = matrix(v.as<T>() + i * S * s.C, T_, s.C, s.C);
       auto dk = matrix(dqkv.as<T>() + row + (s.H + kv) * s.C, T_, s.C, width);
       auto dv = matrix(dqkv.as<T>() + row + (s.H + s.K + kv) * s.C, T_, s.C, width);
-      auto dp = matrix(ctx.workspace<T>(thread, T_ * T_), T_, T_, T_);
+      auto dp = matrix(cpu(ctx).workspace<T>(thread, T_ * T_), T_, T_, T_);
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const auto p = matrix(probs.as<T>() + (b * s.H + h) * T_ * T_, T_, T_, T_);
         const auto d = matrix(dout.as<T>() + b * T_ * s.H * s.C + h * s.C, T_, s.C, s.H * s.C);

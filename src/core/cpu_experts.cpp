@@ -81,7 +81,7 @@ void gate(Ctx& ctx, Tensor gates, Tensor scores, Rule rule, double cut) {
     const int64_t E = scores.cols();
     const T limit = static_cast<T>(cut);
     for_ranges(ctx, scores.rows(), row_grain(E), [&](int64_t begin, int64_t end, int thread) {
-      auto* order = ctx.workspace<int32_t>(thread, E);
+      auto* order = cpu(ctx).workspace<int32_t>(thread, E);
       for (int64_t n = begin; n < end; ++n) {
         const T* s = scores.as<T>() + n * E;
         T* g = gates.as<T>() + n * E;
@@ -92,7 +92,7 @@ void gate(Ctx& ctx, Tensor gates, Tensor scores, Rule rule, double cut) {
         if (rule == Rule::top_k) {
           const int64_t k = std::clamp<int64_t>(static_cast<int64_t>(cut), 0, E);
           if constexpr (std::is_same_v<T, float>) {
-            gate_top_k(g, s, E, k, ctx.workspace<uint64_t>(thread, E));
+            gate_top_k(g, s, E, k, cpu(ctx).workspace<uint64_t>(thread, E));
           } else {
             gate_top_k(g, s, E, k, order);
           }
@@ -156,7 +156,7 @@ void noise_add(Ctx& ctx, Tensor x, double std, uint64_t seed) {
 void measure(Ctx& ctx, Tensor scores, Tensor a, Tensor down, Measure how) {
   const int64_t E = scores.cols(), F = a.cols(), G = F / E;
   with_type(scores, [&]<class T>() {
-    T* w = ctx.workspace<T>(ctx.pool.size(), F);
+    T* w = cpu(ctx).workspace<T>(cpu(ctx).pool.size(), F);
     for (int64_t j = 0; j < F; ++j) {
       w[j] = down ? std::sqrt(VecMap<T>(down.as<T>() + j * down.cols(), down.cols()).square().sum())
                   : T(1);

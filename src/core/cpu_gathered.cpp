@@ -89,7 +89,7 @@ template <class T>
 void gathered_by_expert(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor count) {
   const int64_t N = f.x.rows(), E = count.size();
   const auto room = static_cast<int64_t>(Arena::padded(static_cast<size_t>(E) * 4) / sizeof(T));
-  T* sums = ctx.workspace<T>(ctx.pool.size(), room + kMostPieces * N * f.D);
+  T* sums = cpu(ctx).workspace<T>(cpu(ctx).pool.size(), room + kMostPieces * N * f.D);
   auto* active = reinterpret_cast<int32_t*>(sums);  // the selected experts, then the pieces' sums
   sums += room;
   int64_t selected = 0;
@@ -102,7 +102,7 @@ void gathered_by_expert(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor cou
   for_ranges(ctx, selected, grain, [&](int64_t begin, int64_t end, int thread) {
     auto y = matrix(sums + begin / grain * part, N, f.D, f.D);
     y.setZero();
-    T* work = ctx.workspace<T>(thread, std::max(f.work_size(N), 3 * (end - begin) * f.G));
+    T* work = cpu(ctx).workspace<T>(thread, std::max(f.work_size(N), 3 * (end - begin) * f.G));
     for (int64_t i = begin; i < end; ++i) {
       const int32_t e = active[i];
       if (N == 1) {
@@ -126,7 +126,7 @@ void gathered_by_token(Ctx& ctx, const Gathered<T>& f, Tensor index, Tensor coun
   for_ranges(ctx, N, kTokenRange, [&](int64_t begin, int64_t end, int thread) {
     auto y = matrix(const_cast<T*>(f.out.data()) + begin * f.D, end - begin, f.D, f.D);
     y.setZero();
-    T* work = ctx.workspace<T>(thread, f.work_size(end - begin));
+    T* work = cpu(ctx).workspace<T>(thread, f.work_size(end - begin));
     for (int64_t e = 0; e < E; ++e) {
       const int32_t *list = index.as<int32_t>() + e * N, *stop = list + count.as<int32_t>()[e];
       const int32_t* from = std::lower_bound(list, stop, begin);

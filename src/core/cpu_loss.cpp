@@ -11,7 +11,7 @@ void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor 
     const auto z = matrix<T>(logits);
     const int64_t V = z.cols();
     for_ranges(ctx, z.rows(), row_grain(V), [&](int64_t begin, int64_t end, int thread) {
-      RowMap<T> p(ctx.workspace<T>(thread, V), V);
+      RowMap<T> p(cpu(ctx).workspace<T>(thread, V), V);
       for (int64_t n = begin; n < end; ++n) {
         const bool counted = target[n] >= 0;
         if (counted) {
@@ -44,7 +44,7 @@ void distill_add(Ctx& ctx, Tensor dlogits, Tensor logits, Tensor teacher, Tensor
     auto d = matrix<T>(dlogits);
     const int64_t V = z.cols();
     for_ranges(ctx, z.rows(), row_grain(V), [&](int64_t begin, int64_t end, int thread) {
-      RowMap<T> p(ctx.workspace<T>(thread, 2 * V), V), q(p.data() + V, V);
+      RowMap<T> p(cpu(ctx).workspace<T>(thread, 2 * V), V), q(p.data() + V, V);
       for (int64_t n = begin; n < end; ++n) {
         if (target[n] < 0) continue;
         p.array() = (z.row(n).array() - z.row(n).maxCoeff()).exp();

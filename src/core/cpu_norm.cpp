@@ -32,7 +32,7 @@ void norm_backward_add(Ctx& ctx, Tensor dx, Tensor dw, Tensor db, Tensor dout, T
     const RowMap<T> weight(w.as<T>(), w.size());
     const int64_t width = x.cols();
     for_ranges(ctx, x.rows(), row_grain(width), [&](int64_t begin, int64_t end, int thread) {
-      RowMap<T> g(ctx.workspace<T>(thread, 2 * width), width), xh(g.data() + width, width);
+      RowMap<T> g(cpu(ctx).workspace<T>(thread, 2 * width), width), xh(g.data() + width, width);
       for (int64_t n = begin; n < end; ++n) {
         xh.array() = (in.row(n).array() - s(n, 0)) * s(n, 1);
         g.array() = d.row(n).array() * weight.array();

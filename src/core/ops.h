@@ -8,7 +8,8 @@
 //
 // Rules: outputs come first; an entry overwrites its outputs unless it is named *_add; outputs may
 // not alias inputs unless the entry says so. Tensors of one call share one dtype (f32, or f64 for
-// the finite-difference tests); tokens, targets and lists are i32. An absent tensor (data ==
+// the finite-difference tests), but weights may be bf16 where everything else is f32, if the
+// backend has such kernels; tokens, targets and lists are i32. An absent tensor (data ==
 // nullptr) means that the term is left out. Every result is the same for any number of threads.
 #pragma once
 
@@ -21,7 +22,8 @@
 
 namespace lte {
 
-struct Ctx;  // a backend's threads, streams and workspace
+// A backend's threads, streams and workspace: each backend derives its own and knows it again.
+struct Ctx {};
 
 enum class Act : uint8_t { gelu_tanh, gelu_erf, relu, silu, tanh };
 enum class Rule : uint8_t { all, threshold, top_k, cumulative, relative_max };

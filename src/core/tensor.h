@@ -1,6 +1,7 @@
 // A tensor is a view: non-owning, row-major, passed by value. Free of third-party headers.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -12,17 +13,32 @@
 
 namespace lte {
 
-enum class DType : uint8_t { f32, f64, i32 };
+// The upper half of a float: 8 bits of exponent, 7 of fraction. Storage only; arithmetic is float.
+struct Bf16 {
+  uint16_t bits;
+};
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline Bf16 to_bf16(float value) {
+  const auto u = std::bit_cast<uint32_t>(value);
+  if (value != value) return {static_cast<uint16_t>(u >> 16 | 64)};
+  return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+inline float to_float(Bf16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
+
+enum class DType : uint8_t { f32, f64, i32, bf16 };
 
 template <class T>
 constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, float>) return DType::f32;
   if constexpr (std::is_same_v<T, double>) return DType::f64;
   if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
+  if constexpr (std::is_same_v<T, Bf16>) return DType::bf16;
 }
-constexpr size_t size_of(DType t) { return t == DType::f64 ? 8 : 4; }
+constexpr size_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::bf16 ? 2 : 4; }
 constexpr const char* name_of(DType t) {
-  return t == DType::f32 ? "F32" : t == DType::f64 ? "F64" : "I32";
+  return t == DType::f32 ? "F32" : t == DType::f64 ? "F64" : t == DType::i32 ? "I32" : "BF16";
 }
 
 struct Tensor {

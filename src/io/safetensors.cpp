@@ -288,7 +288,9 @@ std::vector<const NamedTensor*> in_order(std::span<const NamedTensor> tensors,
               fmt::format("{}: tensor {} has no data", path, in_quotes(t.name)));
     order.push_back(&t);
   }
-  const auto rank = [](DType t) { return t == DType::f64 ? 0 : t == DType::f32 ? 1 : 2; };
+  const auto rank = [](DType t) {
+    return t == DType::f64 ? 0 : t == DType::f32 ? 1 : t == DType::i32 ? 2 : 3;
+  };
   std::sort(order.begin(), order.end(), [&](const NamedTensor* a, const NamedTensor* b) {
     return std::tuple(rank(a->tensor.dtype), std::string_view(a->name)) <
            std::tuple(rank(b->tensor.dtype), std::string_view(b->name));
