@@ -234,6 +234,11 @@ echo "the end." >> changed.txt
 refuse "eval on a changed text" "has changed" "$lte" eval --run changed
 refuse "fit on a changed text" "has changed" "$lte" fit --from changed --out refused
 check "eval on a changed text that is named" "$lte" eval --run changed --data text:changed.txt
+refuse "a learning rate that is no number" "finite" "$lte" train --data text:my.txt --lr nan --out refused
+refuse "an infinite weight decay" "finite" "$lte" train --data text:my.txt --decay inf --out refused
+refuse "a knob that is no number" "lr=nan" "$lte" fit --from runs/base --set lr=nan --out refused
+refuse "JSON of a command that has none" "has no --json" "$lte" train --data text:my.txt --json --out refused
+check "a subcommand's help has examples" grep -q '^  lte fit --method lte' <("$lte" fit --help)
 "$lte" train --data text:my.txt --stepz 5 --out refused > out 2> err
 check "an unknown option is named, exit 1" test "$? $(grep -c stepz err)" = "1 1"
 

@@ -215,13 +215,18 @@ TEST_F(DataFolder, BadTextsAreOneClearLine) {
     const std::string name = text(content);
     return message_of([&] { load_dataset(name, "", {}); }).substr(name.size());
   };
-  EXPECT_EQ(load(""), ": the file is empty");
-  EXPECT_EQ(load("abc"), ": has only 3 tokens; at least 64 are needed");
-  EXPECT_EQ(load(std::string(100, 'a') + "\xff"), ": is not UTF-8 at byte 100 (0xff)");
-  EXPECT_EQ(message_of([&] { load_dataset("text:" + folder + "/none", "", {}); }),
-            folder + "/none: cannot be read: No such file or directory");
+  EXPECT_EQ(load(""), ": the file is empty; give a file with some kilobytes of text");
+  EXPECT_EQ(load("abc"),
+            ": has only 3 tokens; at least 64 are needed: give a longer text, or a finer "
+            "--tokenizer (bytes)");
+  EXPECT_EQ(
+      load(std::string(100, 'a') + "\xff"),
+      ": is not UTF-8 at byte 100 (0xff); convert it, for example with iconv -f latin1 -t utf-8");
+  EXPECT_EQ(
+      message_of([&] { load_dataset("text:" + folder + "/none", "", {}); }),
+      folder + "/none: cannot be read: No such file or directory; write text:PATH of a text file");
   EXPECT_EQ(message_of([&] { load_dataset("text:" + folder, "", {}); }),
-            folder + ": cannot be read: Is a directory");
+            folder + ": cannot be read: Is a directory; write text:PATH of a text file");
   EXPECT_EQ(message_of([] { load_dataset("text:", "", {}); }),
             "text:: names no file; write text:PATH");
   // What compresses to a single token cannot be predicted.

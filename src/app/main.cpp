@@ -21,6 +21,20 @@ struct Args {
   ReportArgs report;
 };
 
+// CLI11's own checks of ranges let NaN pass.
+const CLI::Validator kFinite(
+    [](const std::string& text) -> std::string {
+      double v = 0;
+      const bool number = CLI::detail::lexical_cast(text, v);
+      return number && v >= 0 && v < 1e30 ? "" : text + ": wants a finite number of at least 0";
+    },
+    "");
+
+// What a command prints is a path or a text: asked for JSON, it would have to say something else.
+void no_json(const CommonArgs& c, const char* command) {
+  LTE_CHECK(!c.json, fmt::format("{}: has no --json; data, eval, claims and info have", command));
+}
+
 void add_data(CLI::App& app, Args& a, int& code) {
   CLI::App* c = app.add_subcommand("data", "List the datasets, or load one and show what it holds");
   c->add_option("name", a.data.name,
@@ -51,24 +65,20 @@ void add_train(CLI::App& app, Args& a, int& code) {
   c->add_option("--seq", t.seq, "tokens of a sequence; 0: the dataset's own")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  c->add_option("--lr", t.lr, "peak learning rate")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  c->add_option("--decay", t.decay, "weight decay")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  c->add_option("--lr", t.lr, "peak learning rate")->check(kFinite)->capture_default_str();
+  c->add_option("--decay", t.decay, "weight decay")->check(kFinite)->capture_default_str();
   c->add_option("--clip", t.clip, "global gradient norm; 0: no clipping")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kFinite)
       ->capture_default_str();
   c->add_option("--warmup", t.warmup, "share of the steps that warms up")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(kFinite & CLI::Range(0.0, 1.0))
       ->capture_default_str();
   c->add_option("--seed", t.seed, "seed of weights and batches")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_option("--out", t.out, "run folder to write; a stopped run in it is taken up again")
       ->required();
-  c->callback([&] { code = cmd_train(a.common, a.train); });
+  c->callback([&] { no_json(a.common, "train"), code = cmd_train(a.common, a.train); });
 }
 
 void add_fit(CLI::App& app, Args& a, int& code) {
@@ -82,7 +92,7 @@ void add_fit(CLI::App& app, Args& a, int& code) {
   c->add_option("--data", a.fit.data, "another dataset than the base's");
   c->add_option("--out", a.fit.out, "run folder to write; a stopped run in it is taken up again")
       ->required();
-  c->callback([&] { code = cmd_fit(a.common, a.fit); });
+  c->callback([&] { no_json(a.common, "fit"), code = cmd_fit(a.common, a.fit); });
 }
 
 void add_eval(CLI::App& app, Args& a, int& code) {
@@ -115,7 +125,7 @@ void add_generate(CLI::App& app, Args& a, int& code) {
   c->add_option("--run", g.run, "run folder")->required();
   c->add_option("--prompt", g.prompt, "text to continue")->required();
   c->add_option("--tokens", g.tokens, "tokens to generate")->capture_default_str();
-  c->add_option("--temperature", g.temperature, "0: greedy")->capture_default_str();
+  c->add_option("--temperature", g.temperature, "0: greedy")->check(kFinite)->capture_default_str();
   c->add_option("--top-k", g.top_k, "sample from the k likeliest; 0: all")->capture_default_str();
   c->add_option("--top-p", g.top_p, "sample from the smallest set of this probability")
       ->capture_default_str();
@@ -123,7 +133,7 @@ void add_generate(CLI::App& app, Args& a, int& code) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_flag("--to-newline", g.to_newline, "stop at the end of the line");
-  c->callback([&] { code = cmd_generate(a.common, a.generate); });
+  c->callback([&] { no_json(a.common, "generate"), code = cmd_generate(a.common, a.generate); });
 }
 
 void add_results(CLI::App& app, Args& a, int& code) {
@@ -136,7 +146,7 @@ void add_results(CLI::App& app, Args& a, int& code) {
       ->capture_default_str();
   run->add_option("--shard", a.run.shard, "i/n: only every n-th experiment, from the i-th on")
       ->capture_default_str();
-  run->callback([&] { code = cmd_run(a.common, a.run); });
+  run->callback([&] { no_json(a.common, "run"), code = cmd_run(a.common, a.run); });
   const auto results = [&](const char* name, const char* about) {
     CLI::App* c = app.add_subcommand(name, about);
     c->add_option("--results", a.report.results, "folder of records.jsonl and claims.toml")
@@ -147,7 +157,7 @@ void add_results(CLI::App& app, Args& a, int& code) {
   CLI::App* report = results("report", "Make tables, plots and pages from the records");
   report->add_flag("--expect", a.report.expect,
                    "also write expected.jsonl: what later runs are held against");
-  report->callback([&] { code = cmd_report(a.common, a.report); });
+  report->callback([&] { no_json(a.common, "report"), code = cmd_report(a.common, a.report); });
   results("claims", "Hold the claims against the records")->callback([&] {
     code = cmd_claims(a.common, a.report);
   });
@@ -155,6 +165,46 @@ void add_results(CLI::App& app, Args& a, int& code) {
                      "List methods with their knobs, datasets, models, backends, and this machine")
       ->callback([&] { code = cmd_info(a.common); });
 }
+
+// What `lte COMMAND --help` ends with.
+constexpr std::pair<const char*, const char*> kExamples[] = {
+    {"data",
+     "  lte data                      what there is\n"
+     "  lte data dialects             tokens, splits, two samples, the best possible loss\n"
+     "  lte data text:my.txt --tokenizer bpe:512"},
+    {"train",
+     "  lte train --model gpt2-nano --data dialects --steps 800 --out runs/base\n"
+     "  lte train --model llama-nano:layers=3 --data text:my.txt --lr 1e-3 --out runs/mine\n"
+     "A run that was stopped goes on where it was when the same line is typed again."},
+    {"fit",
+     "  lte fit --method lte --from runs/base --set eta=0.5 --out runs/lte\n"
+     "  lte fit --method lte-one-stage --from runs/base --set active=0.25 --set group=4 --out "
+     "runs/one\n"
+     "  lte fit --method prune --from runs/base --set score=wanda --set active=0.25 --set "
+     "steps=600 "
+     "--out runs/wanda\n"
+     "With steps=0 a method stays as published; with steps it is trained on for that budget."},
+    {"eval",
+     "  lte eval --run runs/lte                        a table\n"
+     "  lte eval --run runs/lte --json                 the whole record\n"
+     "  lte eval --run runs/lte --data text:other.txt --split all --repetitions 0"},
+    {"generate",
+     "  lte generate --run runs/lte --prompt \"The \" --tokens 60\n"
+     "  lte generate --run runs/lte --prompt \"The \" --temperature 0.8 --top-p 0.95 --seed 3"},
+    {"run",
+     "  lte run suites/smoke.toml                      what `make reproduce PROFILE=smoke` does\n"
+     "  lte run suites/quality.toml --shard 0/2        every other experiment; 1/2 does the rest\n"
+     "Interrupted, the same line goes on where it stopped."},
+    {"report",
+     "  lte report                    tables, plots and page from results/records.jsonl\n"
+     "  lte report --expect           also what later runs are held against"},
+    {"claims",
+     "  lte claims                    a verdict each: reproduced, not reproduced, not run\n"
+     "  lte claims --json | jq -r '.[] | [.id, .verdict] | @tsv'"},
+    {"info",
+     "  lte info | less               every method with its knobs\n"
+     "  lte info --json | jq '.machine'"},
+};
 
 bool known_command(CLI::App& app, const std::string& name) {
   for (const CLI::App* c : app.get_subcommands({})) {
@@ -188,11 +238,11 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
   add_generate(app, a, code), add_results(app, a, code);
-  for (CLI::App* c : app.get_subcommands({})) {
-    c->footer(
-        "Options of every command: --threads N, --backend NAME, --json, --manifest FILE, --cache "
-        "DIR "
-        "(see lte --help)");
+  for (const auto& [name, lines] : kExamples) {
+    app.get_subcommand(name)->footer(
+        fmt::format("Examples:\n{}\nOptions of every command: --threads N, --backend NAME, --json, "
+                    "--manifest FILE, --cache DIR (see lte --help)",
+                    lines));
   }
   try {
     if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {

@@ -22,6 +22,16 @@ size_t cut_near(const std::string& text, size_t at) {
   return at;
 }
 
+// Adds to an error what the user can do about it.
+template <class F>
+void advised(const char* advice, F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    fail(fmt::format("{}; {}", e.what(), advice));
+  }
+}
+
 }  // namespace
 
 TextSplits split_text(const std::string& text) {
@@ -43,12 +53,15 @@ Dataset make_text_dataset(const std::string& name, const std::string& tokenizer,
   d.test.tokens = encode(d.tokenizer, splits.test);
   const size_t sizes[] = {d.train.tokens.size(), d.valid.tokens.size(), d.test.tokens.size()};
   const size_t total = sizes[0] + sizes[1] + sizes[2], least = *std::min_element(sizes, sizes + 3);
-  LTE_CHECK(total >= kMinTokens,
-            fmt::format("{}: has only {} tokens; at least {} are needed", name, total, kMinTokens));
+  LTE_CHECK(
+      total >= kMinTokens,
+      fmt::format("{}: has only {} tokens; at least {} are needed: give a longer text, or a finer "
+                  "--tokenizer (bytes)",
+                  name, total, kMinTokens));
   LTE_CHECK(
       least >= kMinSplit,
       fmt::format("{}: is too short: {}, {} and {} tokens for training, validation and test; at "
-                  "least {} each are needed",
+                  "least {} each are needed: give a longer text, or a finer --tokenizer (bytes)",
                   name, sizes[0], sizes[1], sizes[2], kMinSplit));
   d.default_seq = static_cast<int>(std::min<size_t>(128, least - 1));
   return d;
@@ -58,9 +71,10 @@ Dataset load_text_file(const std::string& name, const std::string& tokenizer, co
   const std::string path = name.substr(name.find(':') + 1);
   LTE_CHECK(!path.empty(), name + ": names no file; write text:PATH");
   check_utf8(path, "the file name after text:");
-  const std::string text = read_file(path);
-  LTE_CHECK(!text.empty(), name + ": the file is empty");
-  check_utf8(text, name);
+  std::string text;
+  advised("write text:PATH of a text file", [&] { text = read_file(path); });
+  LTE_CHECK(!text.empty(), name + ": the file is empty; give a file with some kilobytes of text");
+  advised("convert it, for example with iconv -f latin1 -t utf-8", [&] { check_utf8(text, name); });
   std::string spec = tokenizer;
   if (spec.empty()) {
     const bool few = train_tokenizer("chars", text).vocab.size() <= kMaxChars;
