@@ -43,10 +43,10 @@ OUT     ?= results/raw/$(shell date -u +%F)-bench
 bench: deps
 	@cmake --preset release -B $(BUILD) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@cmake --build $(BUILD) -j $(JOBS) --target $(addprefix bench_,$(SUITE))
-	@scripts/bench.sh $(BUILD) "$(OUT)" "$(SUITE)" $(FLAGS)
+	@scripts/bench.sh $(BUILD) "$(OUT)" "$(SUITE)" "$(FLAGS)"
 
 compare: program
-	@scripts/compare.sh $(LTE) "$(A)" "$(B)" "$(SUITE)" $(FLAGS)
+	@scripts/compare.sh $(LTE) "$(A)" "$(B)" "$(SUITE)" "$(FLAGS)"
 
 report: program
 	@$(LTE) report

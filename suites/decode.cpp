@@ -48,7 +48,7 @@ Work decode_work(Session& s, std::shared_ptr<const Params> params, const Plan& p
     for (int64_t pos = 0; pos < prompt; ++pos) load(pos), work.call();
   }
   work.inputs = steps;
-  work.load = [load, prompt](int64_t i) { load(prompt + i); };
+  work.load = [load](int64_t i) { load(kPrompt + i); };
   return work;
 }
 

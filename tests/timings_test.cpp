@@ -65,6 +65,17 @@ TEST(Compare, IdenticalFilesAreTheSame) {
             versus_table(compare_timings(timings(file_of(a)), timings(file_of(a)))));
 }
 
+TEST(Compare, NumbersThatJsonHasNoneOfAreRead) {
+  const std::string odd =
+      R"({"run_name": "x", "run_type": "aggregate", "real_time": -NaN, "max_err_used": NaN})";
+  const auto a = both(row("x", 10, 0.01, 1), {odd});
+  EXPECT_EQ(verdict(a, a), "same");
+  expect_in(error_of([] {
+              timings(file_of({R"({"run_name": "x", "real_time": NaN, "time_unit": "us"})"}));
+            }),
+            "not a result file");
+}
+
 TEST(Compare, APlantedSlowdownIsSeenBothWays) {
   const auto a = row("x", 10, 0.01, 1), b = row("x", 11, 0.01, 2);
   EXPECT_EQ(verdict(a, b), "slower");
