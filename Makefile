@@ -4,13 +4,14 @@ PROFILE ?= default
 SHARD   ?= 0/1
 JOBS    ?= $(shell nproc)
 LTE      = $(BUILD)/lte
-SUITE    = $(if $(filter full,$(PROFILE)),quality,$(PROFILE))
+PROTOCOL = $(if $(filter full,$(PROFILE)),quality,$(PROFILE))
 
-.PHONY: help deps build program test reproduce bench report claims data check format gpu clean
+.PHONY: help deps build program test reproduce bench compare report claims data check format gpu clean
 help:
 	@echo "make reproduce [PROFILE=default|smoke|search|full|text] [SHARD=i/n]   run the comparison and write results/"
 	@echo "make test       build and run all tests"
-	@echo "make bench      FFN latency and training rate with Google Benchmark, JSON in $(BUILD)"
+	@echo "make bench [SUITE=decode] [OUT=folder] [FLAGS=...]   the benchmark programs, JSON in results/raw/DATE-bench"
+	@echo "make compare A=... B=... [SUITE=...]   two timings: result files or folders of them, or two build folders"
 	@echo "make report     tables, plots and pages again from results/records.jsonl"
 	@echo "make claims     hold results/claims.toml against the records"
 	@echo "make data       fetch the downloadable datasets (LTE_DATA_MIRROR is looked in first)"
@@ -33,13 +34,19 @@ test: build
 
 reproduce: program
 	@case "$(PROFILE)" in text|search) datasets/fetch.sh data;; esac
-	@$(LTE) run suites/$(SUITE).toml --shard $(SHARD)
+	@$(LTE) run suites/$(PROTOCOL).toml --shard $(SHARD)
 
-BENCH_FLAGS = --benchmark_repetitions=9 --benchmark_enable_random_interleaving=true \
-  --benchmark_report_aggregates_only=true --benchmark_min_time=0.05 --benchmark_out_format=json
-bench: build
-	@$(BUILD)/bench_ffn $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_ffn.json
-	@$(BUILD)/bench_train $(BENCH_FLAGS) --benchmark_out=$(BUILD)/bench_train.json
+# The programs are those of add_suite in CMakeLists.txt; FLAGS go to each, such as --threads=1 or --backend=cpu.
+SUITES  := $(shell sed -n 's/^add_suite(\(.*\))$$/\1/p' CMakeLists.txt)
+SUITE   ?= $(SUITES)
+OUT     ?= results/raw/$(shell date -u +%F)-bench
+bench: deps
+	@cmake --preset release -B $(BUILD) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build $(BUILD) -j $(JOBS) --target $(addprefix bench_,$(SUITE))
+	@scripts/bench.sh $(BUILD) "$(OUT)" "$(SUITE)" "$(FLAGS)"
+
+compare: program
+	@scripts/compare.sh $(LTE) "$(A)" "$(B)" "$(SUITE)" "$(FLAGS)"
 
 report: program
 	@$(LTE) report

@@ -52,6 +52,10 @@ struct ReportArgs {
   bool expect = false;  // report: writes expected.jsonl too
 };
 
+struct CompareArgs {
+  std::string a, b;  // a result file of the benchmark programs, or a folder of them
+};
+
 int cmd_data(const CommonArgs&, const DataArgs&);
 int cmd_train(const CommonArgs&, const TrainArgs&);
 int cmd_fit(const CommonArgs&, const FitArgs&);
@@ -60,6 +64,8 @@ int cmd_generate(const CommonArgs&, const GenerateArgs&);
 int cmd_run(const CommonArgs&, const RunArgs&);
 int cmd_report(const CommonArgs&, const ReportArgs&);
 int cmd_claims(const CommonArgs&, const ReportArgs&);
+// 0: no row of b is slower; 1: some are; 2: they cannot be compared.
+int cmd_compare(const CommonArgs&, const CompareArgs&);
 int cmd_info(const CommonArgs&);
 
 // The mirror comes from the environment variable LTE_DATA_MIRROR.

@@ -19,6 +19,7 @@ struct Args {
   GenerateArgs generate;
   RunArgs run;
   ReportArgs report;
+  CompareArgs compare;
 };
 
 // CLI11's own checks of ranges let NaN pass.
@@ -32,7 +33,8 @@ const CLI::Validator kFinite(
 
 // What a command prints is a path or a text: asked for JSON, it would have to say something else.
 void no_json(const CommonArgs& c, const char* command) {
-  LTE_CHECK(!c.json, fmt::format("{}: has no --json; data, eval, claims and info have", command));
+  LTE_CHECK(!c.json,
+            fmt::format("{}: has no --json; data, eval, claims, compare and info have", command));
 }
 
 void add_data(CLI::App& app, Args& a, int& code) {
@@ -161,6 +163,11 @@ void add_results(CLI::App& app, Args& a, int& code) {
   results("claims", "Hold the claims against the records")->callback([&] {
     code = cmd_claims(a.common, a.report);
   });
+  CLI::App* compare = app.add_subcommand(
+      "compare", "Hold two timings of the benchmark programs against each other, row by row");
+  compare->add_option("a", a.compare.a, "result file (JSON), or a folder of them")->required();
+  compare->add_option("b", a.compare.b, "the one that may have become slower")->required();
+  compare->callback([&] { code = cmd_compare(a.common, a.compare); });
   app.add_subcommand("info",
                      "List methods with their knobs, datasets, models, backends, and this machine")
       ->callback([&] { code = cmd_info(a.common); });
@@ -201,6 +208,9 @@ constexpr std::pair<const char*, const char*> kExamples[] = {
     {"claims",
      "  lte claims                    a verdict each: reproduced, not reproduced, not run\n"
      "  lte claims --json | jq -r '.[] | [.id, .verdict] | @tsv'"},
+    {"compare",
+     "  lte compare results/raw/old results/raw/new    medians, ratio with its interval, verdict\n"
+     "Exit code 0: no row is slower; 1: some are, beyond noise and 3 %; 2: other rows or machine."},
     {"info",
      "  lte info | less               every method with its knobs\n"
      "  lte info --json | jq '.machine'"},
@@ -230,7 +240,8 @@ int run(int argc, char** argv) {
   app.add_option("--threads", a.common.threads,
                  "threads; 0: one for each core. The results do not depend on it")
       ->check(CLI::NonNegativeNumber);
-  app.add_flag("--json", a.common.json, "print one JSON document (data, eval, claims, info)");
+  app.add_flag("--json", a.common.json,
+               "print one JSON document (data, eval, claims, compare, info)");
   app.add_option("--manifest", a.common.manifest, "the list of downloadable datasets");
   app.add_option("--cache", a.common.cache, "where downloaded datasets lie")->capture_default_str();
   app.add_option("--backend", a.common.backend,
@@ -248,7 +259,7 @@ int run(int argc, char** argv) {
     if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {
       fail(
           fmt::format("unknown command '{}'; known: data, train, fit, eval, generate, run, report, "
-                      "claims, info",
+                      "claims, compare, info",
                       argv[1]));
     }
     app.parse(argc, argv);

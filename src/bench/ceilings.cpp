@@ -1,0 +1,90 @@
+#include "bench/ceilings.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace lte {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) {
+  return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+// Whole numbers of one digit: products of them are exact in f32, and in bf16 too.
+void put(const Tensor& t, int64_t i, float value) {
+  if (t.dtype == DType::bf16) {
+    t.as<Bf16>()[i] = to_bf16(value);
+  } else {
+    t.as<float>()[i] = value;
+  }
+}
+
+}  // namespace
+
+double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
+  const auto n = static_cast<int64_t>(block.size()), pieces = static_cast<int64_t>(pool.size());
+  std::vector<uint64_t> sums(static_cast<size_t>(pieces));
+  const auto start = Clock::now();
+  pool.run(pieces, [&](int64_t piece, int) {
+    constexpr int64_t kLanes = 32;  // four vectors of 64 bytes
+    const uint64_t* p = block.data() + n * piece / pieces / kLanes * kLanes;
+    const uint64_t* end = block.data() + n * (piece + 1) / pieces / kLanes * kLanes;
+    uint64_t sum[kLanes] = {};
+    for (; p < end; p += kLanes) {
+      for (int64_t k = 0; k < kLanes; ++k) sum[k] += p[k];
+    }
+    for (uint64_t s : sum) sums[static_cast<size_t>(piece)] += s;
+  });
+  const double seconds = seconds_since(start);
+  uint64_t all = 0;
+  for (uint64_t s : sums) all += s;
+  LTE_CHECK(all == sums[0] || pieces > 1, "stream: sums differ");  // keeps the reads
+  return static_cast<double>(block.size() * sizeof(uint64_t)) / seconds;
+}
+
+GemmProbe::GemmProbe(int64_t m, int64_t n, int64_t k, DType weights)
+    : out(shape(DType::f32, {m, n})), x(shape(DType::f32, {m, k})), w(shape(weights, {n, k})) {
+  memory.reserve(Arena::padded(out.bytes()) + Arena::padded(x.bytes()) + Arena::padded(w.bytes()));
+  for (Tensor* t : {&out, &x, &w}) memory.carve(*t);
+  for (int64_t i = 0; i < x.size(); ++i) put(x, i, static_cast<float>(i % 5) - 2);
+  for (int64_t i = 0; i < w.size(); ++i) put(w, i, static_cast<float>(i % 7) - 3);
+}
+
+double GemmProbe::seconds(Backend& be) {
+  const auto start = Clock::now();
+  be.ops.gemm(*be.ctx, out, x, false, w, true);
+  return seconds_since(start);
+}
+
+bool has_bf16(Backend& be) {
+  GemmProbe got(16, 16, 16, DType::bf16), want(16, 16, 16, DType::f32);
+  try {
+    got.seconds(be);  // small enough for one piece of work, so that its error arrives here
+  } catch (const Error&) {
+    return false;
+  }
+  want.seconds(be);
+  return std::equal(want.out.as<float>(), want.out.as<float>() + want.out.size(),
+                    got.out.as<float>());
+}
+
+Ceilings measure_ceilings(Backend& be, int threads, const std::vector<uint64_t>& block,
+                          int passes) {
+  Ceilings c;
+  ThreadPool one(1), all(threads);
+  GemmProbe f32(kGemmSide, kGemmSide, kGemmSide, DType::f32);
+  const bool bf16 = has_bf16(be);
+  const int64_t side = bf16 ? kGemmSide : 1;
+  GemmProbe half(side, side, side, DType::bf16);
+  const double flops = 2.0 * kGemmSide * kGemmSide * kGemmSide;
+  for (int i = 0; i < passes; ++i) {
+    c.stream_one = std::max(c.stream_one, stream_rate(one, block));
+    c.stream_all = std::max(c.stream_all, stream_rate(all, block));
+    c.gemm_f32 = std::max(c.gemm_f32, flops / f32.seconds(be));
+    if (bf16) c.gemm_bf16 = std::max(c.gemm_bf16, flops / half.seconds(be));
+  }
+  return c;
+}
+
+}  // namespace lte

@@ -1,0 +1,39 @@
+// What this machine can do at most, as measured now: what the rates of a run are held against.
+#pragma once
+
+#include <vector>
+
+#include "core/ops.h"
+#include "core/threads.h"
+
+namespace lte {
+
+struct Ceilings {
+  double stream_one = 0, stream_all = 0;  // bytes/s read from memory, by one thread and by all
+  double gemm_f32 = 0;                    // FLOP/s of the backend's product of floats
+  double gemm_bf16 = 0;                   // the same with weights of bf16; 0: it has none
+};
+
+inline constexpr int64_t kStreamBytes = int64_t{512} << 20;  // beyond every cache
+inline constexpr int64_t kGemmSide = 1024;
+
+// Bytes/s of one pass over `block`: every thread reads one contiguous piece of it.
+double stream_rate(ThreadPool&, const std::vector<uint64_t>& block);
+
+// Seconds of one product out[m,n] = x[m,k] w[n,k]' on operands that are made once.
+struct GemmProbe {
+  Tensor out, x, w;
+  Arena memory;
+
+  GemmProbe(int64_t m, int64_t n, int64_t k, DType weights);
+  double seconds(Backend&);
+};
+// Whether the backend multiplies floats by weights of bf16, and rightly.
+bool has_bf16(Backend&);
+
+// The best of `passes`, so that a ceiling is one: other work on the machine only lowers a rate.
+// `block` should hold kStreamBytes.
+Ceilings measure_ceilings(Backend&, int threads, const std::vector<uint64_t>& block,
+                          int passes = 3);
+
+}  // namespace lte

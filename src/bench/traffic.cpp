@@ -1,0 +1,32 @@
+#include "bench/traffic.h"
+
+#include <algorithm>
+
+namespace lte {
+
+Traffic ffn_traffic(const ModelConfig& c, const FfnPlan& p, double active, double loaded,
+                    int64_t tokens) {
+  const double D = c.dim, neurons = (c.gated ? 3.0 : 2.0) * D * c.ffn;
+  const auto E = static_cast<double>(experts(c, p));
+  const double router = p.router == RouterKind::linear      ? E * D
+                        : p.router == RouterKind::two_layer ? p.width * (D + E)
+                                                            : 0;
+  return {.bytes = 4 * (neurons * loaded + router),
+          .flops = 2 * static_cast<double>(tokens) * (neurons * active + router)};
+}
+
+Traffic model_traffic(const ModelConfig& c, const Plan& plan, std::span<const double> active,
+                      std::span<const double> loaded, double context, int64_t sequences,
+                      int64_t tokens_each) {
+  const double kv = 4 * 2.0 * c.layers * context * c.kv_heads * c.head_dim();
+  const auto B = static_cast<double>(sequences);
+  return {
+      .bytes = cost_of(c, plan, loaded, context).bytes + (B - 1) * kv,
+      .flops = cost_of(c, plan, active, context).flops_full * B * static_cast<double>(tokens_each)};
+}
+
+double bound_seconds(const Traffic& t, const Ceilings& c) {
+  return std::max(t.bytes / c.stream_all, t.flops / c.gemm_f32);
+}
+
+}  // namespace lte

@@ -1,0 +1,30 @@
+// What a call must read and compute, counted from shapes and from the gates that were open, and how
+// long that takes at least at given ceilings: the ideal of a speed-up.
+#pragma once
+
+#include "bench/ceilings.h"
+#include "model/cost.h"
+
+namespace lte {
+
+struct Traffic {
+  double bytes = 0, flops = 0;
+};
+
+// One layer's FFN of F neurons and its router over `tokens` rows, weights of 4 bytes, biases and
+// activations left out. active: share of (token, neuron) computed; loaded: share of neurons that at
+// least one token wants.
+//   bytes = 4 (matrices D F loaded + router),  flops = 2 tokens (matrices D F active + router)
+Traffic ffn_traffic(const ModelConfig&, const FfnPlan&, double active, double loaded,
+                    int64_t tokens);
+
+// A forward of a whole model: cost_of of one token, and for more of them the weights once, keys and
+// values once a sequence, FLOPs for all. `active` and `loaded` are by layer.
+Traffic model_traffic(const ModelConfig&, const Plan&, std::span<const double> active,
+                      std::span<const double> loaded, double context, int64_t sequences,
+                      int64_t tokens_each);
+
+// Seconds at least: bytes at the stream's rate or FLOPs at the product's, whichever takes longer.
+double bound_seconds(const Traffic&, const Ceilings&);
+
+}  // namespace lte

@@ -1,0 +1,325 @@
+#include "models.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+
+#include "core/digest.h"
+#include "core/rng.h"
+#include "model/batches.h"
+#include "model/rows.h"
+
+namespace lte {
+namespace {
+
+constexpr double kReferenceFlops = 1e9;
+
+double free_bytes() {
+  std::ifstream in("/proc/meminfo");
+  double kib = 0;
+  for (std::string word; in >> word;) {
+    if (word == "MemAvailable:" && in >> kib) return 1024 * kib;
+  }
+  return 1e30;
+}
+
+double params_bytes(const ModelConfig& c) {
+  const double D = c.dim, F = c.ffn;
+  const double layer = D * (c.qkv_width() + D) + (c.gated ? 3 : 2) * D * F;
+  return 4 * (c.layers * layer + (c.tied ? 1.0 : 2.0) * c.vocab * D);
+}
+
+Tensor view(std::vector<int32_t>& v) {
+  Tensor t = shape(DType::i32, {static_cast<int64_t>(v.size())});
+  t.data = v.data();
+  return t;
+}
+
+// The value that the share 1 - density of the scores does not exceed.
+double quantile(const Tensor& scores, double density) {
+  std::vector<float> v(scores.as<float>(), scores.as<float>() + scores.size());
+  const auto at =
+      v.begin() + static_cast<std::ptrdiff_t>((1 - density) * static_cast<double>(v.size() - 1));
+  std::nth_element(v.begin(), at, v.end());
+  return *at;
+}
+
+TrainSpec base_spec(bool smoke) {
+  TrainSpec s;
+  s.steps = smoke ? 10 : 300, s.batch = 8, s.seq = smoke ? 32 : 128, s.lr = 3e-3, s.decay = 0.1;
+  return s;
+}
+
+Trained load_trained(const std::string& folder) {
+  Trained t{.run = load_run(folder), .text = {}};
+  for (const FfnPlan& p : t.run.plan.layer) {
+    LTE_CHECK(
+        p.router != RouterKind::none && kept_neurons(t.run.params.cfg, p) == t.run.params.cfg.ffn,
+        fmt::format("--run={}: wants a fit of a method that routes all neurons, such as "
+                    "lte-one-stage",
+                    folder));
+  }
+  Dataset data = load_dataset(t.run.info.dataset, t.run.tokenizer.spec, {});
+  LTE_CHECK(data.sha256 == t.run.info.data_sha256,
+            fmt::format("--run={}: its dataset {} has another text now", folder, data.name));
+  retokenize(data, t.run.tokenizer);
+  t.text = std::move(data.test);
+  return t;
+}
+
+// Copies the keys and values of the first B sequences, which lie in front.
+void copy_cache(State& to, const State& from) {
+  for (size_t i = 0; i < to.layer.size(); ++i) {
+    std::memcpy(to.layer[i].k.data, from.layer[i].k.data, to.layer[i].k.bytes());
+    std::memcpy(to.layer[i].v.data, from.layer[i].v.data, to.layer[i].v.bytes());
+  }
+}
+
+}  // namespace
+
+void fill_uniform(const Tensor& t, double std, uint64_t seed) {
+  // xorshift64 (Marsaglia, 2003): cheap, and good enough for weights that only their size matters of.
+  uint64_t x = splitmix64(seed) | 1;
+  const auto scale = static_cast<float>(std * std::sqrt(12.0) * 0x1.0p-24);
+  float* p = t.as<float>();
+  for (int64_t i = 0; i < t.size(); ++i) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    p[i] = scale * static_cast<float>(static_cast<int32_t>(x >> 40) - (1 << 23));
+  }
+}
+
+ModelConfig suite_model(const std::string& spec, bool smoke) {
+  ModelConfig c = parse_model(spec);
+  if (!smoke) return c;
+  c.layers = std::min(c.layers, 2), c.dim = 64, c.heads = 4;
+  c.kv_heads = 4, c.ffn = 256, c.vocab = 64, c.max_seq = 1024;
+  return c;
+}
+
+Synthetic make_synthetic(const ModelConfig& c, int group, DType dtype) {
+  if (dtype != DType::f32) throw Skip{"this build has no whole models with weights of bf16"};
+  const double need = params_bytes(c) + 1e9, have = free_bytes();
+  if (need > have) {
+    throw Skip{fmt::format("{} wants {:.1f} GB of memory in f32, {:.1f} are free", c.name,
+                           1e-9 * need, 1e-9 * have)};
+  }
+  Synthetic s{.params = {}, .plan = dense_plan(c)};
+  for (FfnPlan& p : s.plan.layer) {
+    p.group = group, p.router = RouterKind::linear, p.rule = Rule::threshold, p.cut = -1;
+  }
+  s.params = make_params(c, s.plan);
+  uint64_t place = 0;
+  visit_params(s.params, [&](Tensor& t, const ParamInfo& info) {
+    const double std = info.router ? 1 / std::sqrt(static_cast<double>(c.dim)) : info.init_std;
+    if (info.init_one) {
+      std::fill_n(t.as<float>(), t.size(), 1.f);
+    } else {
+      fill_uniform(t, std, hash64(0x5e7, ++place));
+    }
+  });
+  return s;
+}
+
+Plan with_density(Backend& be, const Synthetic& s, double density) {
+  Plan plan = s.plan;
+  if (density >= 1) return plan;
+  const int64_t T = std::min<int64_t>(64, s.params.cfg.max_seq);
+  State state = make_state(s.params, plan, 1, T, T, Keep::one_layer);
+  std::vector<int32_t> tokens = random_tokens(T, s.params.cfg.vocab);
+  // Once with all experts on, once with the first thresholds: later layers see what they will see.
+  for (int round = 0; round < 2; ++round) {
+    forward(be, s.params, plan, view(tokens), {1, T, 0}, {Gate::hard, Exec::masked}, state);
+    for (size_t i = 0; i < plan.layer.size(); ++i) {
+      plan.layer[i].cut = quantile(state.layer[i].scores, density);
+    }
+  }
+  return plan;
+}
+
+std::string synthetic_name(const Options& o, const WholeShape& shape, double density) {
+  std::string type = name_of(shape.weights);
+  for (char& letter : type) letter = static_cast<char>(std::tolower(letter));
+  return fmt::format(
+      "synthetic/{}{}/{}/{}", o.smoke ? "tiny-" : "", shape.model, type,
+      density == 0 ? "dense" : fmt::format("gathered/active_permille:{}", permille(density)));
+}
+
+std::shared_ptr<const Params> Made::params(Session& s, const WholeShape& shape) {
+  const auto m = synthetic.get(shape.model, [&] {
+    return make_synthetic(suite_model(shape.model, s.options.smoke), 32, shape.weights);
+  });
+  return {m, &m->params};
+}
+
+const Plan& Made::thresholds(Session& s, const WholeShape& shape, double density) {
+  return *plan.get(fmt::format("{} {}", shape.model, density), [&] {
+    return with_density(s.backend, *synthetic.value, density > 0 ? density : 1);
+  });
+}
+
+std::vector<int32_t> random_tokens(int64_t n, int vocab) {
+  std::vector<int32_t> v;
+  Rng rng(11);
+  while (static_cast<int64_t>(v.size()) < n) {
+    v.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+  }
+  return v;
+}
+
+Trained make_trained(Session& s, double active) {
+  if (!s.options.run.empty()) return load_trained(s.options.run);
+  const auto start = std::chrono::steady_clock::now();
+  Dataset data = load_dataset("dialects", "", {});
+  ModelConfig c = parse_model("gpt2-nano");
+  c.vocab = static_cast<int>(data.tokenizer.vocab.size());
+  Trained t{.run = {.params = {}, .plan = {}, .tokenizer = data.tokenizer, .info = {}},
+            .text = data.test};
+  Params base = make_params(c, dense_plan(c));
+  init_params(base, 0);
+  const TrainSpec spec = base_spec(s.options.smoke);
+  train(s.backend, base, dense_plan(c), data.train, {}, spec, {});
+  const FitInput in{.backend = s.backend,
+                    .dense = base,
+                    .train = data.train,
+                    .valid = data.valid,
+                    .seq = spec.seq,
+                    .seed = 0,
+                    .hooks = {}};
+  Fitted f = fit(in, "lte-one-stage",
+                 {{"active", fmt::format("{}", active)},
+                  {"group", "4"},
+                  {"batch", "8"},
+                  {"steps", fmt::format("{}", spec.steps)}});
+  t.run.params = std::move(f.params), t.run.plan = std::move(f.plan);
+  t.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print(stderr, "trained gpt2-nano and fitted lte-one-stage at {} in {:.1f} s\n", active,
+             t.seconds);
+  return t;
+}
+
+std::vector<double> trained_fractions(const Options& o) {
+  return o.run.empty() ? std::vector{0.5, 0.25} : std::vector{0.0};
+}
+
+std::map<std::string, double> trained_counters(const Trained& t) {
+  return {{"trained_s", t.seconds}};
+}
+
+std::string trained_name(const Options& o, double active) {
+  if (!o.run.empty()) return "trained/run";
+  return fmt::format("trained/gpt2-nano/active_permille:{}", permille(active));
+}
+
+double mean(const std::vector<double>& v) {
+  double sum = 0;
+  for (double x : v) sum += x;
+  return v.empty() ? 0 : sum / static_cast<double>(v.size());
+}
+
+Open open_gates(const Plan& plan, const State& s, int64_t rows) {
+  Open open;
+  for (size_t i = 0; i < plan.layer.size(); ++i) {
+    if (plan.layer[i].router == RouterKind::none) {
+      open.active.push_back(1), open.loaded.push_back(1);
+      continue;
+    }
+    const Tensor& gates = s.layer[i].gates;
+    const int64_t E = gates.cols();
+    std::vector<bool> wanted(static_cast<size_t>(E));
+    int64_t on = 0;
+    for (int64_t k = 0; k < rows * E; ++k) {
+      if (gates.as<float>()[k] != 0) ++on, wanted[static_cast<size_t>(k % E)] = true;
+    }
+    open.active.push_back(static_cast<double>(on) / static_cast<double>(rows * E));
+    open.loaded.push_back(static_cast<double>(std::count(wanted.begin(), wanted.end(), true)) /
+                          static_cast<double>(E));
+  }
+  return open;
+}
+
+bool same_gates(const Plan& plan, const State& a, const State& b, int64_t rows) {
+  for (size_t i = 0; i < plan.layer.size(); ++i) {
+    if (plan.layer[i].router == RouterKind::none) continue;
+    const Tensor &x = a.layer[i].gates, &y = b.layer[i].gates;
+    for (int64_t k = 0; k < rows * x.cols(); ++k) {
+      if ((x.as<float>()[k] != 0) != (y.as<float>()[k] != 0)) return false;
+    }
+  }
+  return true;
+}
+
+int64_t reference_rows(double flops, int64_t rows) {
+  return std::clamp<int64_t>(static_cast<int64_t>(kReferenceFlops / flops), 1, rows);
+}
+
+Comparison compare_rows(const Tensor& got, const Tensor& want, int64_t length) {
+  double largest = 0;
+  for (int64_t i = 0; i < want.size(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(want.as<float>()[i])));
+  }
+  return compare(first_rows(got, want.rows()), first_rows(want, want.rows()),
+                 tolerance_of(DType::f32, length, largest));
+}
+
+namespace {
+
+// The same chunk through masked plain loops, cut to the sequences or, at the start of a text, to the
+// tokens that they can afford.
+Checked check_whole(Whole& w, const Plan& plan) {
+  const ModelConfig& c = w.params->cfg;
+  const std::vector<double> all(plan.layer.size(), 1.0);
+  const double flops = cost_of(c, plan, all, static_cast<double>(w.chunk.pos)).flops_full;
+  Chunk few = w.chunk;
+  (few.T > 1 ? few.T : few.B) = reference_rows(flops, few.T > 1 ? few.T : few.B);
+  if (few.T > 1) few.B = 1;
+  State state = make_state(*w.params, plan, few.B, few.T, w.state.S, Keep::one_layer);
+  copy_cache(state, w.state);
+  std::vector<int32_t> tokens(w.tokens.begin(), w.tokens.begin() + few.B * few.T);
+  Backend naive = open_backend("cpu+naive", 1);
+  forward(naive, *w.params, plan, view(tokens), few, {Gate::hard, Exec::masked}, state);
+  const int64_t rows = few.B * few.T;
+  if (!same_gates(plan, w.state, state, rows)) return {.comparison = {}, .decided = false};
+  return {.comparison = compare_rows(w.state.logits, first_rows(state.logits, rows),
+                                     c.layers * (c.dim + c.ffn)),
+          .rows = rows};
+}
+
+}  // namespace
+
+Work whole_work(Session& s, std::shared_ptr<Whole> w, bool dense_only) {
+  const Plan& plan = dense_only ? w->dense : w->plan;
+  const double context =
+      static_cast<double>(w->chunk.pos) + 0.5 * static_cast<double>(w->chunk.T + 1);
+  const auto run = [&s, w](const Plan& p) {
+    forward(s.backend, *w->params, p, view(w->tokens), w->chunk, {Gate::hard, Exec::gathered},
+            w->state);
+  };
+  const auto traffic = [w, context](const Plan& p, const Open& o) {
+    return model_traffic(w->params->cfg, p, o.active, o.loaded, context, w->chunk.B, w->chunk.T);
+  };
+  const int64_t rows = w->chunk.B * w->chunk.T;
+  Work work;
+  work.call = [run, &plan, w] { run(plan); };
+  work.output = [w, rows] {
+    const Tensor logits = first_rows(w->state.logits, rows);
+    return digest(logits.data, logits.bytes());
+  };
+  work.check = [w, &plan] { return check_whole(*w, plan); };
+  work.look = [w, &plan, traffic, rows] {
+    const Open o = open_gates(plan, w->state, rows);
+    return Seen{.active = mean(o.active), .loaded = mean(o.loaded), .traffic = traffic(plan, o)};
+  };
+  work.tokens = rows;
+  if (!dense_only) {
+    work.beside = [run, w] { run(w->dense); };
+    work.dense = traffic(w->dense, open_gates(w->dense, w->state, rows));
+  }
+  return work;
+}
+
+}  // namespace lte

@@ -1,0 +1,96 @@
+// The models that rows are timed on: shapes with synthetic weights, and small ones that are trained.
+#pragma once
+
+#include "bench/run_folder.h"
+#include "harness.h"
+#include "model/forward.h"
+
+namespace lte {
+
+inline constexpr double kDensities[] = {1, 0.5, 0.25, 0.1, 0.05};
+
+// Independent numbers of standard deviation `std`, uniform, drawn from `seed` and the place: a
+// billion in seconds. For f32.
+void fill_uniform(const Tensor&, double std, uint64_t seed);
+
+// The preset as it is, or, for a smoke run, the same family cut to a tiny model.
+ModelConfig suite_model(const std::string& spec, bool smoke);
+
+// A model of random weights whose every layer has experts of `group` neurons and a linear router.
+// Throws Skip where the memory that is free does not hold it, and for weights that are not f32.
+struct Synthetic {
+  Params params;
+  Plan plan;  // all experts on
+};
+Synthetic make_synthetic(const ModelConfig&, int group, DType);
+
+// The shapes that whole-model programs share, with the type of their weights.
+struct WholeShape {
+  const char* model;
+  DType weights;
+};
+inline constexpr WholeShape kWholeShapes[] = {{"gpt2", DType::f32},
+                                              {"gpt2-medium", DType::f32},
+                                              {"llama2-7b:layers=4", DType::f32},
+                                              {"llama2-7b", DType::bf16}};
+inline constexpr double kWholeDensities[] = {0, 1, 0.5, 0.25, 0.1};  // 0: the dense model
+std::string synthetic_name(const Options&, const WholeShape&, double density);
+std::vector<int32_t> random_tokens(int64_t n, int vocab);
+
+// The same plan with thresholds that open about `density` of the experts of every layer: quantiles
+// of the scores on random tokens. 1 opens all.
+Plan with_density(Backend&, const Synthetic&, double density);
+
+// A small model after `lte-one-stage`, and text that it was not trained on.
+struct Trained {
+  LoadedRun run;
+  TokenSet text;
+  double seconds = 0;  // what that took; 0: it was read from --run
+};
+// gpt2-nano on dialects: a few hundred steps of training, as many of fitting; says so on standard
+// error. With --run the fitted run of that folder and its dataset's test split.
+Trained make_trained(Session&, double active);
+// What the rows of whole models share: models are made once for all rows, thresholds once for a density.
+struct Made {
+  Latest<Synthetic> synthetic;
+  Latest<Plan> plan;
+  Latest<Trained> trained;
+
+  std::shared_ptr<const Params> params(Session&, const WholeShape&);
+  // Of the model that params() gave last.
+  const Plan& thresholds(Session&, const WholeShape&, double density);
+};
+
+// Rows of trained models are made for these: the folder's own fraction (0), or two of ours.
+std::vector<double> trained_fractions(const Options&);
+std::map<std::string, double> trained_counters(const Trained&);  // "trained_s"
+std::string trained_name(const Options&, double active);  // "trained/gpt2-nano/active_permille:250"
+
+// Share of gates that are open, and of experts that some token of the chunk opens; by layer.
+struct Open {
+  std::vector<double> active, loaded;
+};
+double mean(const std::vector<double>&);
+Open open_gates(const Plan&, const State&, int64_t rows);
+// The first `rows` rows' gates of two states agree.
+bool same_gates(const Plan&, const State&, const State&, int64_t rows);
+
+// How many rows of `flops` each the plain-loop reference computes in about a second.
+int64_t reference_rows(double flops, int64_t rows);
+// got against want over the rows that want has; both [rows, columns].
+Comparison compare_rows(const Tensor& got, const Tensor& want, int64_t length);
+
+// A whole model at work: one state, tokens, and chunks of B sequences of T tokens.
+struct Whole {
+  std::shared_ptr<const Params> params;
+  Plan plan, dense;
+  State state;
+  Chunk chunk;
+  std::vector<int32_t> tokens;  // of the next call
+};
+// The row's work but for `load`: forward over the chunk, gathered, beside the dense plan on the same
+// weights; checked on the first sequences or the first tokens. With `dense_only` the dense model is
+// what is timed.
+Work whole_work(Session&, std::shared_ptr<Whole>, bool dense_only);
+
+}  // namespace lte

@@ -1,0 +1,173 @@
+// One training step (forward, backward, AdamW) of presets over a vocabulary of bytes, beside the
+// step's matrix products alone at the same shapes: their share of the step's time is of_products.
+#include <fmt/format.h>
+
+#include <cstring>
+#include <optional>
+
+#include "core/digest.h"
+#include "model/train.h"
+#include "models.h"
+
+namespace lte {
+namespace {
+
+constexpr int64_t kSteps = 4;  // after which the walk begins again from the first weights
+
+struct Row {
+  const char* model;
+  int batch, seq;
+};
+constexpr Row kRows[] = {{"gpt2-nano", 32, 128},
+                         {"gpt2-micro", 16, 256},
+                         {"gpt2-mini", 8, 256},
+                         {"llama-nano", 32, 128},
+                         {"llama-mini", 8, 256}};
+
+// A model in training on random tokens.
+struct Step {
+  Plan plan;
+  TrainSpec spec;
+  Chunk chunk;
+  Params first, params, m, v;
+  State state;
+  Gradients grads;
+  std::vector<int32_t> tokens;  // one more than the chunk: targets are a step ahead
+  int64_t step = 0;
+
+  Tensor inputs(int64_t ahead) {
+    Tensor t = shape(DType::i32, {chunk.B * chunk.T});
+    t.data = tokens.data() + ahead;
+    return t;
+  }
+  void gradients(Backend& be) {
+    const Run run{.gate = Gate::hard, .exec = Exec::masked};
+    be.ops.fill(*be.ctx, grads.d.flat(), 0);
+    forward(be, params, plan, inputs(0), chunk, run, state);
+    backward(be, params, plan, inputs(0), inputs(1), chunk, run, {},
+             1 / static_cast<double>(chunk.B * chunk.T), {}, state, grads);
+  }
+  void run(Backend& be) {
+    gradients(be);
+    adamw_step(be, params, grads, m, v, spec, step, false);
+  }
+  void load(int64_t i) {
+    step = i;
+    if (i > 0) return;
+    std::memcpy(params.flat().data, first.flat().data, first.flat().bytes());
+    std::memset(m.flat().data, 0, m.flat().bytes());
+    std::memset(v.flat().data, 0, v.flat().bytes());
+  }
+};
+
+Step make_step(const ModelConfig& c, int batch, int seq) {
+  const Plan plan = dense_plan(c);
+  Params first = make_params(c, plan);
+  init_params(first, 1);
+  State state = make_state(first, plan, batch, seq, seq, Keep::all_layers);
+  Gradients grads = make_gradients(first, plan, state);
+  TrainSpec spec;
+  spec.steps = 1000, spec.batch = batch, spec.seq = seq;
+  return {.plan = plan,
+          .spec = spec,
+          .chunk = {.B = batch, .T = seq, .pos = 0},
+          .first = clone(first),
+          .params = std::move(first),
+          .m = make_params(c, plan),
+          .v = make_params(c, plan),
+          .state = std::move(state),
+          .grads = std::move(grads),
+          .tokens = random_tokens(static_cast<int64_t>(batch) * seq + 1, c.vocab)};
+}
+
+// The matrix products of a step, each once for all layers: out = x w' and both of its gradients.
+struct Products {
+  struct Linear {
+    Tensor x, w, out, dx, dw;  // [N,in] [out,in] [N,out] and gradients like x and w
+    int64_t times;
+  };
+  std::vector<Linear> linear;
+  Arena memory;
+
+  Products(const ModelConfig& c, int64_t N) {
+    const auto add = [&](int64_t in, int64_t out, int64_t times) {
+      const Tensor x = shape(DType::f32, {N, in}), w = shape(DType::f32, {out, in});
+      linear.push_back({x, w, shape(DType::f32, {N, out}), x, w, times});
+    };
+    add(c.dim, c.qkv_width(), c.layers);
+    add(static_cast<int64_t>(c.heads) * c.head_dim(), c.dim, c.layers);
+    add(c.dim, c.ffn, (c.gated ? 2 : 1) * c.layers);
+    add(c.ffn, c.dim, c.layers);
+    add(c.dim, c.vocab, 1);
+    size_t bytes = 0;
+    each([&](Tensor& t) { bytes += Arena::padded(t.bytes()); });
+    memory.reserve(bytes);
+    each([&](Tensor& t) { memory.carve(t), fill_uniform(t, 1, 7); });
+  }
+  template <class F>
+  void each(F&& f) {
+    for (Linear& l : linear) f(l.x), f(l.w), f(l.out), f(l.dx), f(l.dw);
+  }
+  void run(Backend& be) {
+    for (const Linear& l : linear) {
+      for (int64_t i = 0; i < l.times; ++i) {
+        be.ops.gemm(*be.ctx, l.out, l.x, false, l.w, true);
+        be.ops.gemm(*be.ctx, l.dw, l.out, true, l.x, false);
+        be.ops.gemm(*be.ctx, l.dx, l.out, false, l.w, false);
+      }
+    }
+  }
+};
+
+// Gradients of one short sequence against plain loops, tensor by tensor; the worst of them.
+Checked check(Backend& be, const ModelConfig& c) {
+  Step got = make_step(c, 1, 12), want = make_step(c, 1, 12);
+  Backend naive = open_backend("cpu+naive", 1);
+  got.gradients(be), want.gradients(naive);
+  std::vector<Tensor> wanted;
+  visit_params(want.grads.d, [&](Tensor& t, const ParamInfo&) { wanted.push_back(t); });
+  Checked all{.comparison = {.ok = true, .message = {}}, .rows = got.chunk.T};
+  size_t i = 0;
+  visit_params(got.grads.d, [&](Tensor& t, const ParamInfo& info) {
+    Comparison one = compare_rows(t, wanted[i++], c.layers * (c.dim + c.ffn));
+    if (one.ok && one.worst_used <= all.comparison.worst_used) return;
+    one.message = info.name + " " + one.message;
+    if (all.comparison.ok) all.comparison = one;
+  });
+  return all;
+}
+
+Work make_row(Session& s, const Row& r) {
+  ModelConfig c = suite_model(r.model, s.options.smoke);
+  c.vocab = 256;
+  const int batch = s.options.smoke ? 2 : r.batch, seq = s.options.smoke ? 16 : r.seq;
+  auto step = std::make_shared<Step>(make_step(c, batch, seq));
+  auto products = std::make_shared<Products>(c, static_cast<int64_t>(batch) * seq);
+  Work w;
+  w.inputs = kSteps, w.tokens = static_cast<int64_t>(batch) * seq;
+  w.load = [step](int64_t i) { step->load(i); };
+  w.call = [&s, step] { step->run(s.backend); };
+  w.beside = [&s, products] { products->run(s.backend); };
+  w.beside_counter = "of_products";
+  w.output = [step] { return digest(step->params.flat().data, step->params.flat().bytes()); };
+  w.check = [&s, c] { return check(s.backend, c); };
+  const double flops = train_flops(c, step->plan, seq, false) * static_cast<double>(w.tokens);
+  w.look = [flops] {
+    return Seen{.active = 1, .loaded = 1, .traffic = {.bytes = 0, .flops = flops}};
+  };
+  return w;
+}
+
+}  // namespace
+
+std::vector<Case> cases(const Options& o) {
+  std::vector<Case> all;
+  for (const Row& r : kRows) {
+    all.push_back({fmt::format("train_step/{}{}/batch:{}/seq:{}", o.smoke ? "tiny-" : "", r.model,
+                               r.batch, r.seq),
+                   [r](Session& s) { return make_row(s, r); }});
+  }
+  return all;
+}
+
+}  // namespace lte
