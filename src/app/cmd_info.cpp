@@ -41,10 +41,21 @@ Json info_json(int threads) {
           {"auto", fastest_backend()}, {"machine", describe_machine(threads)}};
 }
 
+Json ceilings_json(int threads) {
+  Json out = Json::array();
+  for (const Ceiling& k : measure_ceilings(threads))
+    out.push_back({{"what", k.what},
+                   {"threads", k.threads},
+                   {"rate", k.rate},
+                   {"unit", k.what == "stream read" ? "bytes/s" : "FLOP/s"}});
+  return out;
+}
+
 }  // namespace
 
-int cmd_info(const CommonArgs& c) {
-  const Json j = info_json(c.threads);
+int cmd_info(const CommonArgs& c, bool ceilings) {
+  Json j = info_json(c.threads);
+  if (ceilings) j["ceilings"] = ceilings_json(c.threads);
   if (c.json) {
     fmt::print("{}\n", j.dump());
     return 0;
@@ -70,6 +81,10 @@ int cmd_info(const CommonArgs& c) {
   fmt::print("backend auto: {}\n", j["auto"].get<std::string>());
   for (const auto& [key, value] : j["machine"].items())
     fmt::print("{}: {}\n", key, value.get<std::string>());
+  for (const Json& k : j.value("ceilings", Json::array()))
+    fmt::print("ceiling {}, threads {}: {:.1f} G{}\n", k["what"].get<std::string>(),
+               k["threads"].get<int>(), k["rate"].get<double>() * 1e-9,
+               k["unit"].get<std::string>());
   return 0;
 }
 

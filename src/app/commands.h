@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bench/runner.h"
+#include "bench/step.h"
 
 namespace lte {
 
@@ -60,7 +61,8 @@ int cmd_generate(const CommonArgs&, const GenerateArgs&);
 int cmd_run(const CommonArgs&, const RunArgs&);
 int cmd_report(const CommonArgs&, const ReportArgs&);
 int cmd_claims(const CommonArgs&, const ReportArgs&);
-int cmd_info(const CommonArgs&);
+int cmd_info(const CommonArgs&, bool ceilings);
+int cmd_bench_step(const CommonArgs&, StepSpec, bool profile);
 
 // The mirror comes from the environment variable LTE_DATA_MIRROR.
 DataPaths data_paths(const CommonArgs&);

@@ -19,6 +19,8 @@ struct Args {
   GenerateArgs generate;
   RunArgs run;
   ReportArgs report;
+  StepSpec step;
+  bool profile = false, ceilings = false;
 };
 
 void add_data(CLI::App& app, Args& a, int& code) {
@@ -151,9 +153,37 @@ void add_results(CLI::App& app, Args& a, int& code) {
   results("claims", "Hold the claims against the records")->callback([&] {
     code = cmd_claims(a.common, a.report);
   });
-  app.add_subcommand("info",
-                     "List methods with their knobs, datasets, models, backends, and this machine")
-      ->callback([&] { code = cmd_info(a.common); });
+  CLI::App* info = app.add_subcommand(
+      "info", "List methods with their knobs, datasets, models, backends, and this machine");
+  info->add_flag("--ceilings", a.ceilings, "measure what the machine can do at most");
+  info->callback([&] { code = cmd_info(a.common, a.ceilings); });
+}
+
+void add_bench_step(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand(
+      "bench-step", "Time a training or decode step of a preset with random weights");
+  StepSpec& s = a.step;
+  c->add_option("--model", s.model, "preset[:key=value,...], see `lte info`")
+      ->capture_default_str();
+  c->add_option("--compare", s.backends, "backends that take turns; the first is the ratios' base")
+      ->capture_default_str();
+  const auto positive = [&](const char* name, int& value, const char* about) {
+    c->add_option(name, value, about)->check(CLI::PositiveNumber)->capture_default_str();
+  };
+  positive("--batch", s.batch, "sequences");
+  positive("--seq", s.seq, "tokens of a sequence");
+  positive("--vocab", s.vocab, "symbols, where the preset has none");
+  positive("--rounds", s.rounds, "turns of each backend");
+  positive("--steps", s.steps, "timed steps of a turn, after one that warms up");
+  c->add_option("--group", s.group, "experts of so many neurons behind routers; 0: a dense model")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_flag("--decode", s.decode, "one token at the end of the sequence, in place of training");
+  c->add_flag("--profile", a.profile, "show where the time goes, by operation");
+  c->callback([&] {
+    if (a.common.backend != "auto") s.backends = {a.common.backend};
+    code = cmd_bench_step(a.common, s, a.profile);
+  });
 }
 
 bool known_command(CLI::App& app, const std::string& name) {
@@ -188,6 +218,7 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
   add_generate(app, a, code), add_results(app, a, code);
+  add_bench_step(app, a, code);
   for (CLI::App* c : app.get_subcommands({})) {
     c->footer(
         "Options of every command: --threads N, --backend NAME, --json, --manifest FILE, --cache "
@@ -198,7 +229,7 @@ int run(int argc, char** argv) {
     if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {
       fail(
           fmt::format("unknown command '{}'; known: data, train, fit, eval, generate, run, report, "
-                      "claims, info",
+                      "claims, info, bench-step",
                       argv[1]));
     }
     app.parse(argc, argv);

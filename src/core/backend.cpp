@@ -34,6 +34,9 @@ const Variant kVariants[] = {
      patch_naive},
     {"cpu", "onednn", "matrix products of floats by oneDNN where Eigen's are the default",
      kOnednnPatch},
+    {"cpu", "fused",
+     "training: own products, attention without a score matrix, one pass where it can",
+     patch_fused},
 };
 
 Backend open_cpu(int threads) {

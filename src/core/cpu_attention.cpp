@@ -132,11 +132,21 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
 
 }  // namespace
 
+void plain_attention(Ctx& c, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
+                     HeadShape s) {
+  attention(c, out, probs, qkv, k, v, chunk, s);
+}
+void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                              Tensor probs, Chunk chunk, HeadShape s) {
+  attention_backward(c, dqkv, dout, qkv, k, v, probs, chunk, s);
+}
+
 void fill_attention(Ops& ops) {
   ops.rope = rope;
   ops.store_kv = store_kv;
   ops.attention = attention;
   ops.attention_backward = attention_backward;
+  ops.keeps_row_sums = [](Ctx&) { return false; };
 }
 
 }  // namespace lte
