@@ -179,6 +179,8 @@ void add_bench_step(CLI::App& app, Args& a, int& code) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_flag("--decode", s.decode, "one token at the end of the sequence, in place of training");
+  c->add_flag("--cpu-time", s.cpu_time,
+              "count time on the processor, not the wall clock's; wants --threads 1");
   c->add_flag("--profile", a.profile, "show where the time goes, by operation");
   c->callback([&] {
     if (a.common.backend != "auto") s.backends = {a.common.backend};

@@ -1,6 +1,5 @@
 #include "bench/ceilings.h"
 
-#include <chrono>
 #include <cstring>
 #include <memory>
 
@@ -10,17 +9,15 @@
 namespace lte {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Seconds of the fastest of `rounds` calls, after one that warms up.
 template <class F>
-double best_of(int rounds, F&& f) {
+double best_of(int rounds, double (*now)(), F&& f) {
   f();
   double best = 1e30;
   for (int i = 0; i < rounds; ++i) {
-    const auto start = Clock::now();
+    const double start = now();
     f();
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+    best = std::min(best, now() - start);
   }
   return best;
 }
@@ -39,7 +36,7 @@ uint64_t read_words(const uint64_t* from, const uint64_t* to) {
 
 }  // namespace
 
-double gemm_rate(Backend& be, int64_t n, int rounds) {
+double gemm_rate(Backend& be, int64_t n, int rounds, double (*now)()) {
   Tensor a = shape(DType::f32, {n, n}), b = a, out = a;
   Arena memory;
   memory.reserve(3 * Arena::padded(a.bytes()));
@@ -48,7 +45,8 @@ double gemm_rate(Backend& be, int64_t n, int rounds) {
     memory.carve(*t);
     for (int64_t i = 0; i < t->size(); ++i) t->as<float>()[i] = static_cast<float>(rng.normal());
   }
-  const double seconds = best_of(rounds, [&] { be.ops.gemm(*be.ctx, out, a, false, b, false); });
+  const double seconds =
+      best_of(rounds, now, [&] { be.ops.gemm(*be.ctx, out, a, false, b, false); });
   return 2.0 * static_cast<double>(n * n * n) / seconds;
 }
 
@@ -60,7 +58,7 @@ double stream_rate(int threads, size_t bytes, int rounds) {
   const auto part = [&](int64_t i) { return block.get() + static_cast<size_t>(i) * share; };
   pool.run(pool.size(), [&](int64_t i, int) { std::memset(part(i), 1, share * sizeof(uint64_t)); });
   std::vector<uint64_t> sums(static_cast<size_t>(pool.size()));
-  const double seconds = best_of(rounds, [&] {
+  const double seconds = best_of(rounds, wall_seconds, [&] {
     pool.run(pool.size(), [&](int64_t i, int) {
       sums[static_cast<size_t>(i)] = read_words(part(i), part(i) + share);
     });

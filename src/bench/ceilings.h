@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
-#include "core/ops.h"
+#include "core/profile.h"
 
 namespace lte {
 
-// FLOP/s of one product of n x n floats through the backend's own entry. The best of `rounds`.
-double gemm_rate(Backend&, int64_t n, int rounds);
+// FLOP/s of one product of n x n floats through the backend's own entry. The best of `rounds`, by the
+// given clock.
+double gemm_rate(Backend&, int64_t n, int rounds, double (*now)() = wall_seconds);
 // Bytes a second that the threads read of a block beyond the caches, one sequential stream each. The best
 // of `rounds`.
 double stream_rate(int threads, size_t bytes, int rounds);

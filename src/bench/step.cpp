@@ -1,7 +1,6 @@
 #include "bench/step.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "bench/report_rows.h"
@@ -12,14 +11,13 @@
 namespace lte {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 struct Bench {
   const StepSpec& spec;
   ModelConfig cfg;
   Plan plan;
   Params params;
   TokenSet set;
+  double (*now)() = spec.cpu_time ? thread_seconds : wall_seconds;
 
   explicit Bench(const StepSpec& s) : spec(s), cfg(parse_model(s.model)) {
     cfg.vocab = cfg.vocab ? cfg.vocab : s.vocab;
@@ -45,8 +43,10 @@ struct Bench {
     t.terms.train_routers = t.terms.straight_through = spec.group > 0;
     std::vector<double> seconds;
     TrainHooks hooks;
+    double last = 0;
     hooks.log = [&](const StepLog& log) {
-      if (log.step > 1) seconds.push_back(log.seconds);
+      if (log.step > 1) seconds.push_back(now() - last);
+      last = now();
       if (log.step == 1 && clock) clock->reset();
     };
     Params p = clone(params);
@@ -63,11 +63,11 @@ struct Bench {
     std::vector<double> seconds;
     for (int i = -1; i < steps; ++i) {
       if (i == 0 && clock) clock->reset();
-      const auto start = Clock::now();
+      const double start = now();
       forward(be, params, plan, tokens,
               {B, 1, std::max<int64_t>(0, S - 1 - (steps - 1 - std::max(i, 0)))},
               {Gate::hard, Exec::gathered}, state);
-      if (i >= 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+      if (i >= 0) seconds.push_back(now() - start);
     }
     return seconds;
   }
@@ -79,6 +79,7 @@ struct Bench {
 
 void profile_row(Bench& bench, Backend& be, StepRow& row) {
   Profiled p = profiled(be);
+  p.clock->now = bench.now;
   const int n = std::max(3, bench.spec.steps);
   row.profiled = median_of(bench.steps(p.backend, n, p.clock.get()));
   for (OpTime t : p.clock->times) {
@@ -93,6 +94,7 @@ void profile_row(Bench& bench, Backend& be, StepRow& row) {
 }  // namespace
 
 StepReport bench_step(const StepSpec& spec) {
+  LTE_CHECK(!spec.cpu_time || spec.threads == 1, "processor time wants --threads 1");
   Bench bench(spec);
   std::vector<Backend> backends;
   for (const std::string& name : spec.backends)
@@ -101,7 +103,7 @@ StepReport bench_step(const StepSpec& spec) {
   StepReport report;
   std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
   for (int r = 0; r < spec.rounds; ++r) {
-    report.gemm = std::max(report.gemm, gemm_rate(best, 1024, 1));
+    report.gemm = std::max(report.gemm, gemm_rate(best, 1024, 1, bench.now));
     double first = 0;
     for (size_t i = 0; i < backends.size(); ++i) {
       const std::vector<double> s = bench.steps(backends[i], spec.steps);

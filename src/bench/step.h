@@ -18,6 +18,8 @@ struct StepSpec {
   int group = 0;  // experts of so many neurons behind linear routers, hard gates; 0: dense
   int rounds = 9, steps = 3, threads = 0;
   bool decode = false;  // one token at a time at the end of the sequence, in place of training
+  bool cpu_time =
+      false;  // this thread's time on its processor, not the wall clock's: wants threads 1
 };
 
 // One backend's step. Times are medians over all rounds, and their median absolute deviation.
@@ -34,7 +36,7 @@ struct StepReport {
   double bound = 0;             // seconds: flops / gemm, or bytes / stream
   std::vector<StepRow> rows;
 };
-// Backends take turns, `rounds` times `steps` steps each.
+// Throws Error where cpu_time is wanted of more than one thread. Backends take turns, `rounds` times `steps` steps each.
 StepReport bench_step(const StepSpec&);
 
 }  // namespace lte

@@ -1,5 +1,7 @@
 #include "core/profile.h"
 
+#include <time.h>
+
 #include <chrono>
 
 namespace lte {
@@ -20,15 +22,11 @@ constexpr size_t place_of() {
 
 // Adds the time of a scope to a row.
 struct Stop {
-  using Clock = std::chrono::steady_clock;
+  double (*now)();
   OpTime& row;
-  Clock::time_point start = Clock::now();
+  double start = now();
 
-  explicit Stop(OpTime& r) : row(r) {}
-  ~Stop() {
-    row.seconds += std::chrono::duration<double>(Clock::now() - start).count();
-    ++row.calls;
-  }
+  ~Stop() { row.seconds += now() - start, ++row.calls; }
 };
 
 template <auto kEntry, class Fn>
@@ -39,12 +37,21 @@ struct Timed<kEntry, R (*Ops::*)(Ctx&, Args...)> {
   static R call(Ctx& ctx, Args... args) {
     auto& p = static_cast<ProfileCtx&>(ctx);
     constexpr size_t kPlace = place_of<kEntry>();
-    const Stop stop(p.times[kPlace]);
+    const Stop stop{p.now, p.times[kPlace]};
     return (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
   }
 };
 
 }  // namespace
+
+double wall_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+double thread_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 Profiled profiled(const Backend& inner) {
   Profiled p{.backend = {.name = inner.name, .ops = {}, .ctx = {}},

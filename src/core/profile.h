@@ -53,6 +53,11 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::adamw>("adamw");
 }
 
+// Seconds of the wall clock; and of this thread on a processor, which do not count what other programs
+// hold it up for: right on a busy machine with one thread.
+double wall_seconds();
+double thread_seconds();
+
 struct OpTime {
   const char* name;
   double seconds = 0;
@@ -63,6 +68,7 @@ struct OpTime {
 struct ProfileCtx : Ctx {
   Backend inner;
   std::vector<OpTime> times;  // in the table's order
+  double (*now)() = wall_seconds;
 
   void reset() {
     for (OpTime& t : times) t.seconds = 0, t.calls = 0;
