@@ -113,4 +113,5 @@ void lte::patch_fused(Ops& ops) {
     ops.gemm_add = fused::gemm<true>;
   }
   fused::patch_attention(ops);
+  fused::patch_elements(ops);
 }

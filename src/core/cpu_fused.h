@@ -2,6 +2,10 @@
 // and the product that all its kernels are made of. Written for AVX-512; narrower builds are right too.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 
 #include "core/cpu.h"
@@ -129,11 +133,24 @@ inline Vec<double> exp_of(Vec<double> x) {
   return x;
 }
 
+// Over the lanes, in a fixed order.
 template <class T>
 T sum_of(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps(__m512(v));
+#endif
   T sum = 0;
   for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
   return sum;
+}
+template <class T>
+T largest_of(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_max_ps(__m512(v));
+#endif
+  T most = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) most = std::max<T>(most, v[i]);
+  return most;
 }
 
 // out = a b, or += where `add`, for the entries gemm and gemm_add. Every element is one chain of fused
@@ -142,5 +159,9 @@ template <class T>
 void product(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add);
 
 void patch_attention(Ops&);  // cpu_fused_attention.cpp
+void patch_elements(Ops&);   // cpu_fused_elements.cpp
+// Products of floats rounded to bf16, summed in f32; null where the build's processor has no such
+// instruction (cpu_fused_bf16.cpp).
+extern void (*const kBf16Patch)(Ops&);
 
 }  // namespace lte::fused

@@ -69,31 +69,38 @@ void scores_of(T* scores, int64_t lds, const T* a, int64_t lda, int64_t rows, co
   }
 }
 
+// x where its lane is below `length`, else other.
+template <class T>
+Vec<T> below(int64_t length, Vec<T> x, T other) {
+  Vec<T> lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = static_cast<T>(i);
+  return lane < static_cast<T>(length) ? x : Vec<T>{} + other;
+}
+
 // Row of scores -> probabilities over its first `length` positions, 0 up to `end`; returns
-// log(sum of exp(scale score)).
+// log(sum of exp(scale score)). The row's last vector may hang over, within whole panels.
 template <class T>
 T softmax_row(T* row, int64_t length, int64_t end, T scale) {
   constexpr int L = kLanes<T>;
-  const int64_t whole = whole_vectors<T>(length);  // within the row's whole panels
-  for (int64_t i = length; i < whole; ++i) row[i] = -std::numeric_limits<T>::infinity();
-  Vec<T> top = load(row);
-  for (int64_t i = L; i < whole; i += L) {
+  const int64_t last = (length - 1) / L * L;  // of the vector in which the row ends
+  constexpr T kLeast = -std::numeric_limits<T>::infinity();
+  Vec<T> top = below(length - last, load(row + last), kLeast);
+  for (int64_t i = 0; i < last; i += L) {
     const Vec<T> x = load(row + i);
     top = x > top ? x : top;
   }
-  T most = top[0];
-  for (int i = 1; i < L; ++i) most = std::max(most, top[i]);
+  const T most = largest_of<T>(top);
+  const auto share_of = [&](int64_t i) { return exp_of((load(row + i) - most) * scale); };
   Vec<T> sums{};
-  for (int64_t i = 0; i < whole; i += L) {
-    const Vec<T> p = exp_of((load(row + i) - most) * scale);
-    store<T>(row + i, p);
-    if (i + L <= length) sums += p;
+  for (int64_t i = 0; i < last; i += L) {
+    const Vec<T> p = share_of(i);
+    store<T>(row + i, p), sums += p;
   }
-  T sum = sum_of<T>(sums);
-  for (int64_t i = length / L * L; i < length; ++i) sum += row[i];
-  const T share = T(1) / sum;
-  for (int64_t i = 0; i < whole; i += L) store<T>(row + i, load(row + i) * share);
-  for (int64_t i = length; i < end; ++i) row[i] = 0;
+  const Vec<T> rest = below(length - last, share_of(last), T(0));
+  const T sum = sum_of<T>(sums + rest), share = T(1) / sum;
+  for (int64_t i = 0; i < last; i += L) store<T>(row + i, load(row + i) * share);
+  store<T>(row + last, rest * share);
+  for (int64_t i = last + L; i < end; ++i) row[i] = 0;
   return most * scale + std::log(sum);
 }
 
@@ -136,18 +143,18 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
 template <class T>
 void backward_row(T* p, T* dp, int64_t length, int64_t end, T scale, T log_sum) {
   constexpr int L = kLanes<T>;
-  const int64_t whole = whole_vectors<T>(length);
+  const int64_t last = (length - 1) / L * L;
+  const auto share_of = [&](int64_t i) { return exp_of(load(p + i) * scale - log_sum); };
   Vec<T> sums{};
-  for (int64_t i = 0; i < whole; i += L) {
-    const Vec<T> share = exp_of(load(p + i) * scale - log_sum);
-    store<T>(p + i, share);
-    if (i + L <= length) sums += share * load(dp + i);
+  for (int64_t i = 0; i < last; i += L) {
+    const Vec<T> share = share_of(i);
+    store<T>(p + i, share), sums += share * load(dp + i);
   }
-  T mean = sum_of<T>(sums);
-  for (int64_t i = length / L * L; i < length; ++i) mean += p[i] * dp[i];
-  for (int64_t i = 0; i < whole; i += L)
+  store<T>(p + last, below(length - last, share_of(last), T(0)));
+  const T mean = sum_of<T>(sums + load(p + last) * load(dp + last));
+  for (int64_t i = 0; i <= last; i += L)
     store<T>(dp + i, load(p + i) * (load(dp + i) - mean) * scale);
-  for (int64_t i = length; i < end; ++i) p[i] = dp[i] = 0;
+  for (int64_t i = last + L; i < end; ++i) p[i] = dp[i] = 0;
 }
 
 // What one key-value head and the query heads that share it read and write.
