@@ -77,13 +77,13 @@ void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool ad
   CpuCtx& c = cpu(ctx);
   T* packed = c.workspace<T>(c.pool.size(), panels * inner * W);
   const int64_t panel_grain = std::max<int64_t>(1, 16384 / (inner * W));
-  for_ranges(ctx, panels, panel_grain, [&](int64_t begin, int64_t end, int) {
+  for_pieces(ctx, panels, panel_grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p)
       pack_panel(packed + p * inner * W, b.as<T>(), tb, ldb, inner, cols, p);
   });
   // Eight pieces or more, of whole cache lines of a transposed factor, at most one block each.
   const int64_t grain = std::clamp<int64_t>(rows / 128 * 16, 16, kBlockRows);
-  for_ranges(ctx, rows, grain, [&](int64_t begin, int64_t end, int thread) {
+  for_pieces(ctx, rows, grain, [&](int64_t begin, int64_t end, int thread) {
     T* memory = c.workspace<T>(thread, (kBlockRows + kTileRows) * (kDepth + 16));
     for (int64_t k = 0; k < inner; k += kDepth) {
       const int64_t depth = std::min(kDepth, inner - k);

@@ -40,6 +40,18 @@ void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::loose*>(p) = v;
 }
 
+// for_ranges through one compiled copy of fn for any number of threads: a copy inlined for one thread may
+// contract other products into fused multiply-adds than the copy for many, which gives other bits.
+template <class Fn>
+void for_pieces(Ctx& ctx, int64_t n, int64_t grain, Fn&& fn) {
+  using F = std::remove_reference_t<Fn>;
+  void (*volatile only)(F&, int64_t, int64_t, int) = [](F& f, int64_t begin, int64_t end,
+                                                        int thread) { f(begin, end, thread); };
+  const auto call = only;
+  for_ranges(ctx, n, grain,
+             [&](int64_t begin, int64_t end, int thread) { call(fn, begin, end, thread); });
+}
+
 constexpr int kTileRows = 8;  // of a register tile
 template <class T>
 constexpr int kTileCols = 2 * kLanes<T>;

@@ -132,7 +132,7 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
       }
     };
     const int64_t grain = std::max<int64_t>(1, 16384 / (chunk.T * reach));
-    for_ranges(ctx, chunk.B * s.H, grain, [&](int64_t begin, int64_t end, int thread) {
+    for_pieces(ctx, chunk.B * s.H, grain, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) one_head(i, thread);
     });
   });
@@ -197,7 +197,7 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, C = s.C;
   with_type(dqkv, [&]<class T>() {
     const int64_t lds = score_stride<T>(T_), padded_C = whole_vectors<T>(C);
-    for_ranges(ctx, chunk.B * s.K, 1, [&](int64_t i, int64_t, int thread) {
+    for_pieces(ctx, chunk.B * s.K, 1, [&](int64_t i, int64_t, int thread) {
       const int64_t b = i / s.K, kv = i % s.K, row = b * T_ * width;
       T* memory = cpu(ctx).workspace<T>(
           thread, 2 * kBackRows * lds + (3 * (lds + kLanes<T>)+2 * kBackRows) * padded_C);

@@ -106,7 +106,7 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   const int64_t all = (inner + 1) / 2;
   CpuCtx& c = cpu(ctx);
   uint32_t* packed = c.workspace<uint32_t>(c.pool.size(), panels * all * kWidth);
-  for_ranges(ctx, panels, std::max<int64_t>(1, 16384 / (inner * kWidth)),
+  for_pieces(ctx, panels, std::max<int64_t>(1, 16384 / (inner * kWidth)),
              [&](int64_t begin, int64_t end, int) {
                for (int64_t p = begin; p < end; ++p) {
                  pack_pairs(packed + p * all * kWidth, kWidth,
@@ -115,7 +115,7 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
                }
              });
   const int64_t grain = std::clamp<int64_t>(rows / 128 * 16, 16, kBlockRows);
-  for_ranges(ctx, rows, grain, [&](int64_t begin, int64_t end, int thread) {
+  for_pieces(ctx, rows, grain, [&](int64_t begin, int64_t end, int thread) {
     auto* left = c.workspace<uint32_t>(thread, kBlockRows * (kPairs + 16));
     for (int64_t k = 0; k < inner; k += kDepth) {
       const int64_t depth = std::min(kDepth, inner - k), pairs = (depth + 1) / 2;

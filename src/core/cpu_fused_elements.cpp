@@ -53,7 +53,7 @@ void activate(Ctx& ctx, Tensor out, Tensor pre, Tensor up, Act kind) {
   with_type(out, [&]<class T>() {
     const T *x = pre.as<T>(), *u = up ? up.as<T>() : nullptr;
     T* o = out.as<T>();
-    for_ranges(ctx, out.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    for_pieces(ctx, out.size(), kGrain, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i += kLanes<T>) {
         const int64_t n = end - i;
         Vec<T> y = curve<T>(load_some(x + i, n), kind == Act::gelu_tanh).value;
@@ -71,7 +71,7 @@ void activate_backward(Ctx& ctx, Tensor dpre, Tensor dup, Tensor dout, Tensor pr
   with_type(dout, [&]<class T>() {
     const T *x = pre.as<T>(), *u = up ? up.as<T>() : nullptr, *d = dout.as<T>();
     T *dx = dpre.as<T>(), *du = up ? dup.as<T>() : nullptr;
-    for_ranges(ctx, dout.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    for_pieces(ctx, dout.size(), kGrain, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i += kLanes<T>) {
         const int64_t n = end - i;
         const Curve<T> c = curve<T>(load_some(x + i, n), kind == Act::gelu_tanh);
@@ -113,7 +113,7 @@ void scale_experts(Ctx& ctx, Tensor out, Tensor a, Tensor gates) {
     const T* gate = gates.as<T>();
     const auto* x = reinterpret_cast<const V*>(a.as<T>());
     auto* o = reinterpret_cast<V*>(out.as<T>());
-    for_ranges(ctx, gates.size(), kGrain / kGroup, [&](int64_t begin, int64_t end, int) {
+    for_pieces(ctx, gates.size(), kGrain / kGroup, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const V g = V{} + gate[i];
         o[i] = g == T(0) ? V{} : x[i] * g;  // 0 times infinity is not 0
@@ -133,7 +133,7 @@ void scale_experts_backward(Ctx& ctx, Tensor da, Tensor dgates, Tensor dout, Ten
     const auto *x = reinterpret_cast<const V*>(a.as<T>()),
                *d = reinterpret_cast<const V*>(dout.as<T>());
     auto* o = reinterpret_cast<V*>(da.as<T>());
-    for_ranges(ctx, gates.size(), kGrain / kGroup, [&](int64_t begin, int64_t end, int) {
+    for_pieces(ctx, gates.size(), kGrain / kGroup, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const V product = d[i] * x[i];
         T sum = 0;
@@ -164,6 +164,9 @@ struct GateSum {
 };
 
 void gate_loss_add(Ctx& ctx, Tensor dscores, Tensor sums, Tensor scores, GateLoss loss) {
+  if (scores.dtype ==
+      DType::f64)  // the sums are f64 in any case: only floats are a matter of speed
+    return plain().gate_loss_add(ctx, dscores, sums, scores, loss);
   with_type(scores, [&]<class T>() {
     constexpr int L = kLanes<double>;
     using Few = typename Expert<T, L>::type;
@@ -171,7 +174,7 @@ void gate_loss_add(Ctx& ctx, Tensor dscores, Tensor sums, Tensor scores, GateLos
     std::vector<std::array<double, 3>> part(static_cast<size_t>(pieces));
     const T* score = scores.as<T>();
     T* gradient = dscores ? dscores.as<T>() : nullptr;
-    for_ranges(ctx, scores.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    for_pieces(ctx, scores.size(), kGrain, [&](int64_t begin, int64_t end, int) {
       GateSum<Vec<double>> many;
       GateSum<double> one;
       int64_t i = begin;
