@@ -24,7 +24,10 @@ TEST_P(RowSums, AttentionForwardAndBackward) {
       {{1, 5, 0}, {3, 3, 7}, 5},    {{2, 70, 0}, {6, 3, 9}, 70},    {{1, 33, 30}, {2, 1, 17}, 64},
       {{2, 64, 0}, {4, 4, 32}, 64}, {{1, 131, 0}, {4, 1, 16}, 140}, {{1, 257, 0}, {2, 2, 40}, 257}};
   const Ops& plain = open_backend("cpu", 1).ops;
-  for (const auto& [c, h, S] : cases) {
+  for (const auto& one : cases) {
+    const Chunk c = one.c;
+    const HeadShape h = one.h;
+    const int64_t S = one.S;
     SCOPED_TRACE(fmt::format("B {} T {} pos {} H {} K {} C {}", c.B, c.T, c.pos, h.H, h.K, h.C));
     const int64_t N = c.B * c.T, R = c.pos + c.T, W = (h.H + 2 * h.K) * h.C, HC = h.H * h.C;
     const Tensor qkv = normal({N, W}), k = normal({c.B, h.K, S, h.C}),
@@ -241,10 +244,10 @@ TEST_P(FusedModel, TrainsAsTheReferenceDoes) {
   EXPECT_TRUE(got.second == two.second) << "other bits with two threads";
 }
 
-constexpr Case kCases[] = {{"cpu+fused", kGpt, 0},          {"cpu+fused", kLlama, 0},
-                           {"cpu+fused", kGpt, 4},          {"cpu+onednn+fused", kGpt, 0},
-                           {"cpu+onednn+fused", kLlama, 4}, {"cpu+onednn+fused+bf16", kGpt, 0},
-                           {"cpu+fused+bf16", kLlama, 4}};
+const Case kCases[] = {{"cpu+fused", kGpt, 0},          {"cpu+fused", kLlama, 0},
+                       {"cpu+fused", kGpt, 4},          {"cpu+onednn+fused", kGpt, 0},
+                       {"cpu+onednn+fused", kLlama, 4}, {"cpu+onednn+fused+bf16", kGpt, 0},
+                       {"cpu+fused+bf16", kLlama, 4}};
 INSTANTIATE_TEST_SUITE_P(Cpu, FusedModel, ::testing::ValuesIn(kCases));
 
 TEST(Profile, ListsEveryOperation) {

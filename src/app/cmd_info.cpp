@@ -47,7 +47,7 @@ Json ceilings_json(int threads) {
     out.push_back({{"what", k.what},
                    {"threads", k.threads},
                    {"rate", k.rate},
-                   {"unit", k.what == "stream read" ? "bytes/s" : "FLOP/s"}});
+                   {"unit", k.what == "stream read" ? "B/s" : "FLOP/s"}});
   return out;
 }
 
