@@ -124,6 +124,13 @@ struct Size {
 // The last one is cut into several pieces of work.
 constexpr Size kSizes[] = {{1, 1}, {1, 5}, {3, 7}, {17, 8}, {5, 33}, {130, 513}};
 
+// Whether this build has every variant of a backend, "cpu+onednn+fused".
+inline bool in_this_build(const std::string& spec) {
+  return std::none_of(variants().begin(), variants().end(), [&](const Variant& v) {
+    return !v.patch && (spec + "+").find(std::string("+") + v.name + "+") != spec.npos;
+  });
+}
+
 class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> {
  protected:
   const char* spec = std::get<0>(GetParam());
@@ -137,11 +144,6 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
     if (!built) GTEST_SKIP() << spec << " is not in this build";
   }
   Backend open(int threads) const { return open_backend(built ? spec : "cpu", threads); }
-  static bool in_this_build(std::string_view name) {
-    return std::none_of(variants().begin(), variants().end(), [&](const Variant& v) {
-      return !v.patch && name == std::string(v.backend) + "+" + v.name;
-    });
-  }
 
   // Runs the operation with each number of threads from the same start; all must agree bit by bit.
   void run(std::initializer_list<Tensor> outs, const std::function<void(const Ops&, Ctx&)>& f) {
@@ -168,14 +170,15 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
   }
 };
 
-#define LTE_EVERY_BACKEND(Suite)                                                                   \
-  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                             \
-                           ::testing::Combine(::testing::Values("cpu", "cpu+naive", "cpu+onednn"), \
-                                              ::testing::Values(DType::f32, DType::f64)),          \
-                           [](const auto& info) {                                                  \
-                             std::string name = std::get<0>(info.param);                           \
-                             std::replace(name.begin(), name.end(), '+', '_');                     \
-                             return name + "_" + name_of(std::get<1>(info.param));                 \
+#define LTE_EVERY_BACKEND(Suite)                                                                  \
+  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                            \
+                           ::testing::Combine(::testing::Values("cpu", "cpu+naive", "cpu+onednn", \
+                                                                "cpu+fused", "cpu+onednn+fused"), \
+                                              ::testing::Values(DType::f32, DType::f64)),         \
+                           [](const auto& info) {                                                 \
+                             std::string name = std::get<0>(info.param);                          \
+                             std::replace(name.begin(), name.end(), '+', '_');                    \
+                             return name + "_" + name_of(std::get<1>(info.param));                \
                            })
 
 // ---- tiny models

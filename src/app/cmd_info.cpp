@@ -41,10 +41,29 @@ Json info_json(int threads) {
           {"auto", fastest_backend()}, {"machine", describe_machine(threads)}};
 }
 
+Json ceilings_json(const CommonArgs& args) {
+  Json out = Json::array();
+  const std::vector<uint64_t> block(kStreamBytes / sizeof(uint64_t), 1);
+  const int all = ThreadPool(args.threads).size();
+  const auto row = [&](const char* what, int threads, double rate, const char* unit) {
+    out.push_back({{"what", what}, {"threads", threads}, {"rate", rate}, {"unit", unit}});
+  };
+  for (int threads : {1, all}) {
+    if (threads == 1 && out.size() > 0) break;  // one core
+    Backend be = open_backend(args.backend, threads);
+    const Ceilings c = measure_ceilings(be, threads, block);
+    row("gemm f32", threads, c.gemm_f32, "FLOP/s");
+    if (c.gemm_bf16 > 0) row("gemm with bf16 weights", threads, c.gemm_bf16, "FLOP/s");
+    row("stream read", threads, c.stream_all, "B/s");
+  }
+  return out;
+}
+
 }  // namespace
 
-int cmd_info(const CommonArgs& c) {
-  const Json j = info_json(c.threads);
+int cmd_info(const CommonArgs& c, bool ceilings) {
+  Json j = info_json(c.threads);
+  if (ceilings) j["ceilings"] = ceilings_json(c);
   if (c.json) {
     fmt::print("{}\n", j.dump());
     return 0;
@@ -70,6 +89,10 @@ int cmd_info(const CommonArgs& c) {
   fmt::print("backend auto: {}\n", j["auto"].get<std::string>());
   for (const auto& [key, value] : j["machine"].items())
     fmt::print("{}: {}\n", key, value.get<std::string>());
+  for (const Json& k : j.value("ceilings", Json::array()))
+    fmt::print("ceiling {}, threads {}: {:.1f} G{}\n", k["what"].get<std::string>(),
+               k["threads"].get<int>(), k["rate"].get<double>() * 1e-9,
+               k["unit"].get<std::string>());
   return 0;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bench/runner.h"
+#include "bench/step.h"
 
 namespace lte {
 
@@ -66,7 +67,8 @@ int cmd_report(const CommonArgs&, const ReportArgs&);
 int cmd_claims(const CommonArgs&, const ReportArgs&);
 // 0: no row of b is slower; 1: some are; 2: they cannot be compared.
 int cmd_compare(const CommonArgs&, const CompareArgs&);
-int cmd_info(const CommonArgs&);
+int cmd_info(const CommonArgs&, bool ceilings);
+int cmd_bench_step(const CommonArgs&, StepSpec, bool profile);
 
 // The mirror comes from the environment variable LTE_DATA_MIRROR.
 DataPaths data_paths(const CommonArgs&);

@@ -20,6 +20,8 @@ struct Args {
   RunArgs run;
   ReportArgs report;
   CompareArgs compare;
+  StepSpec step;
+  bool profile = false, ceilings = false;
 };
 
 // CLI11's own checks of ranges let NaN pass.
@@ -168,9 +170,39 @@ void add_results(CLI::App& app, Args& a, int& code) {
   compare->add_option("a", a.compare.a, "result file (JSON), or a folder of them")->required();
   compare->add_option("b", a.compare.b, "the one that may have become slower")->required();
   compare->callback([&] { code = cmd_compare(a.common, a.compare); });
-  app.add_subcommand("info",
-                     "List methods with their knobs, datasets, models, backends, and this machine")
-      ->callback([&] { code = cmd_info(a.common); });
+  CLI::App* info = app.add_subcommand(
+      "info", "List methods with their knobs, datasets, models, backends, and this machine");
+  info->add_flag("--ceilings", a.ceilings, "measure what the machine can do at most");
+  info->callback([&] { code = cmd_info(a.common, a.ceilings); });
+}
+
+void add_bench_step(CLI::App& app, Args& a, int& code) {
+  CLI::App* c = app.add_subcommand(
+      "bench-step", "Time a training or decode step of a preset with random weights");
+  StepSpec& s = a.step;
+  c->add_option("--model", s.model, "preset[:key=value,...], see `lte info`")
+      ->capture_default_str();
+  c->add_option("--compare", s.backends, "backends that take turns; the first is the ratios' base")
+      ->capture_default_str();
+  const auto positive = [&](const char* name, int& value, const char* about) {
+    c->add_option(name, value, about)->check(CLI::PositiveNumber)->capture_default_str();
+  };
+  positive("--batch", s.batch, "sequences");
+  positive("--seq", s.seq, "tokens of a sequence");
+  positive("--vocab", s.vocab, "symbols, where the preset has none");
+  positive("--rounds", s.rounds, "turns of each backend");
+  positive("--steps", s.steps, "timed steps of a turn, after one that warms up");
+  c->add_option("--group", s.group, "experts of so many neurons behind routers; 0: a dense model")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_flag("--decode", s.decode, "one token at the end of the sequence, in place of training");
+  c->add_flag("--cpu-time", s.cpu_time,
+              "count time on the processor, not the wall clock's; wants --threads 1");
+  c->add_flag("--profile", a.profile, "show where the time goes, by operation");
+  c->callback([&] {
+    if (a.common.backend != "auto") s.backends = {a.common.backend};
+    code = cmd_bench_step(a.common, s, a.profile);
+  });
 }
 
 // What `lte COMMAND --help` ends with.
@@ -211,7 +243,12 @@ constexpr std::pair<const char*, const char*> kExamples[] = {
     {"compare",
      "  lte compare results/raw/old results/raw/new    medians, ratio with its interval, verdict\n"
      "Exit code 0: no row is slower; 1: some are, beyond noise and 3 %; 2: other rows or machine."},
+    {"bench-step",
+     "  lte bench-step --model gpt2-nano --profile     where a training step spends its time\n"
+     "  lte bench-step --model gpt2-nano --group 4 --compare cpu+onednn cpu+onednn+fused\n"
+     "  lte bench-step --model gpt2-medium --decode --profile"},
     {"info",
+     "  lte info --ceilings           also what this machine can do at most, measured now\n"
      "  lte info | less               every method with its knobs\n"
      "  lte info --json | jq '.machine'"},
 };
@@ -249,6 +286,7 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   add_data(app, a, code), add_train(app, a, code), add_fit(app, a, code), add_eval(app, a, code);
   add_generate(app, a, code), add_results(app, a, code);
+  add_bench_step(app, a, code);
   for (const auto& [name, lines] : kExamples) {
     app.get_subcommand(name)->footer(
         fmt::format("Examples:\n{}\nOptions of every command: --threads N, --backend NAME, --json, "
@@ -259,7 +297,7 @@ int run(int argc, char** argv) {
     if (argc > 1 && argv[1][0] != '-' && !known_command(app, argv[1])) {
       fail(
           fmt::format("unknown command '{}'; known: data, train, fit, eval, generate, run, report, "
-                      "claims, compare, info",
+                      "claims, compare, info, bench-step",
                       argv[1]));
     }
     app.parse(argc, argv);

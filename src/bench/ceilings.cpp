@@ -1,15 +1,9 @@
 #include "bench/ceilings.h"
 
 #include <algorithm>
-#include <chrono>
 
 namespace lte {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) {
-  return std::chrono::duration<double>(Clock::now() - t).count();
-}
 
 // Whole numbers of one digit: products of them are exact in f32, and in bf16 too.
 void put(const Tensor& t, int64_t i, float value) {
@@ -25,7 +19,7 @@ void put(const Tensor& t, int64_t i, float value) {
 double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
   const auto n = static_cast<int64_t>(block.size()), pieces = static_cast<int64_t>(pool.size());
   std::vector<uint64_t> sums(static_cast<size_t>(pieces));
-  const auto start = Clock::now();
+  const double start = wall_seconds();
   pool.run(pieces, [&](int64_t piece, int) {
     constexpr int64_t kLanes = 32;  // four vectors of 64 bytes
     const uint64_t* p = block.data() + n * piece / pieces / kLanes * kLanes;
@@ -36,7 +30,7 @@ double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
     }
     for (uint64_t s : sum) sums[static_cast<size_t>(piece)] += s;
   });
-  const double seconds = seconds_since(start);
+  const double seconds = wall_seconds() - start;
   uint64_t all = 0;
   for (uint64_t s : sums) all += s;
   LTE_CHECK(all == sums[0] || pieces > 1, "stream: sums differ");  // keeps the reads
@@ -51,10 +45,10 @@ GemmProbe::GemmProbe(int64_t m, int64_t n, int64_t k, DType weights)
   for (int64_t i = 0; i < w.size(); ++i) put(w, i, static_cast<float>(i % 7) - 3);
 }
 
-double GemmProbe::seconds(Backend& be) {
-  const auto start = Clock::now();
+double GemmProbe::seconds(Backend& be, double (*now)()) {
+  const double start = now();
   be.ops.gemm(*be.ctx, out, x, false, w, true);
-  return seconds_since(start);
+  return now() - start;
 }
 
 bool has_bf16(Backend& be) {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "core/ops.h"
+#include "core/profile.h"
 #include "core/threads.h"
 
 namespace lte {
@@ -26,7 +26,7 @@ struct GemmProbe {
   Arena memory;
 
   GemmProbe(int64_t m, int64_t n, int64_t k, DType weights);
-  double seconds(Backend&);
+  double seconds(Backend&, double (*now)() = wall_seconds);
 };
 // Whether the backend multiplies floats by weights of bf16, and rightly.
 bool has_bf16(Backend&);

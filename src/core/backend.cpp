@@ -1,7 +1,7 @@
 // The tables of backends and variants, and the plain-loop variant that tests hold Eigen against.
 #include <fmt/format.h>
 
-#include "core/cpu.h"
+#include "core/cpu_fused.h"
 
 namespace lte {
 namespace {
@@ -34,6 +34,11 @@ const Variant kVariants[] = {
      patch_naive},
     {"cpu", "onednn", "matrix products of floats by oneDNN where Eigen's are the default",
      kOnednnPatch},
+    {"cpu", "fused",
+     "training: own products, attention without a score matrix, one pass where it can",
+     patch_fused},
+    {"cpu", "bf16", "training: factors of products rounded to bf16, sums and weights in f32",
+     fused::kBf16Patch},
 };
 
 Backend open_cpu(int threads) {
@@ -69,8 +74,8 @@ Backend open_backend(std::string_view named, int threads) {
     for (const Variant& v : kVariants) {
       known += fmt::format(" {}+{}", v.backend, v.name);
       if (v.backend != base || v.name != name) continue;
-      LTE_CHECK(v.patch, fmt::format("variant '{}' of backend {} is not in this build; its library "
-                                     "was not found when it was configured",
+      LTE_CHECK(v.patch, fmt::format("variant '{}' of backend {} is not in this build: its library "
+                                     "was not found, or the processor lacks its instructions",
                                      name, base));
       v.patch(backend.ops), found = true;
     }

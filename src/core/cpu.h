@@ -108,5 +108,11 @@ void eigen_gemm(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add
 // Matrix products of floats by oneDNN; null where the build has none (cpu_onednn.cpp, or
 // cpu_onednn_none.cpp).
 extern void (*const kOnednnPatch)(Ops&);
+// Attention that writes whole matrices of probabilities: what other kernels leave to it.
+void plain_attention(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk,
+                     HeadShape);
+void plain_attention_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                              Tensor probs, Chunk, HeadShape);
+void patch_fused(Ops&);  // cpu_fused.cpp
 
 }  // namespace lte

@@ -9,30 +9,32 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
   with_type(x, [&]<class T>() {
     auto m = matrix<T>(x);
     const int64_t half = C / 2;
-    for_ranges(ctx, chunk.T, row_grain(heads * C * chunk.B),
-               [&](int64_t begin, int64_t end, int thread) {
-                 VecMap<T> cosine(cpu(ctx).workspace<T>(thread, C), half),
-                     sine(cosine.data() + half, half);
-                 for (int64_t t = begin; t < end; ++t) {
-                   for (int64_t i = 0; i < half; ++i) {
-                     const double angle =
-                         static_cast<double>(chunk.pos + t) *
-                         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(C));
-                     cosine[i] = static_cast<T>(std::cos(angle));
-                     sine[i] = static_cast<T>(inverse ? -std::sin(angle) : std::sin(angle));
-                   }
-                   for (int64_t b = 0; b < chunk.B; ++b) {
-                     for (int64_t h = 0; h < heads; ++h) {
-                       T* head = m.data() + (b * chunk.T + t) * m.cols() + h * C;
-                       for (int64_t i = 0; i < half; ++i) {
-                         const T first = head[i], second = head[i + half];
-                         head[i] = first * cosine[i] - second * sine[i];
-                         head[i + half] = first * sine[i] + second * cosine[i];
-                       }
-                     }
-                   }
-                 }
-               });
+    for_ranges(
+        ctx, chunk.T, row_grain(heads * C * chunk.B), [&](int64_t begin, int64_t end, int thread) {
+          auto* frequency = cpu(ctx).workspace<double>(thread, half + C);
+          VecMap<T> cosine(reinterpret_cast<T*>(frequency + half), half),
+              sine(cosine.data() + half, half);
+          for (int64_t i = 0; i < half; ++i) {
+            frequency[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(C));
+          }
+          for (int64_t t = begin; t < end; ++t) {
+            for (int64_t i = 0; i < half; ++i) {
+              const double angle = static_cast<double>(chunk.pos + t) * frequency[i];
+              cosine[i] = static_cast<T>(std::cos(angle));
+              sine[i] = static_cast<T>(inverse ? -std::sin(angle) : std::sin(angle));
+            }
+            for (int64_t b = 0; b < chunk.B; ++b) {
+              for (int64_t h = 0; h < heads; ++h) {
+                T* head = m.data() + (b * chunk.T + t) * m.cols() + h * C;
+                for (int64_t i = 0; i < half; ++i) {
+                  const T first = head[i], second = head[i + half];
+                  head[i] = first * cosine[i] - second * sine[i];
+                  head[i + half] = first * sine[i] + second * cosine[i];
+                }
+              }
+            }
+          }
+        });
   });
 }
 
@@ -132,11 +134,21 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
 
 }  // namespace
 
+void plain_attention(Ctx& c, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
+                     HeadShape s) {
+  attention(c, out, probs, qkv, k, v, chunk, s);
+}
+void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                              Tensor probs, Chunk chunk, HeadShape s) {
+  attention_backward(c, dqkv, dout, qkv, k, v, probs, chunk, s);
+}
+
 void fill_attention(Ops& ops) {
   ops.rope = rope;
   ops.store_kv = store_kv;
   ops.attention = attention;
   ops.attention_backward = attention_backward;
+  ops.keeps_row_sums = [](Ctx&) { return false; };
 }
 
 }  // namespace lte

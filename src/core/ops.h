@@ -95,6 +95,9 @@ struct Ops {
   // dqkv[N,(H+2K)C] = gradient by q, k and v of a chunk at pos 0 that fills probs[B,H,T,T]
   void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                              Tensor probs, Chunk, HeadShape);
+  // Whether both also take probs[B,H,T] of rank 3, log(sum of exp(q k / sqrt(C))) of each row, and find
+  // the probabilities again from it: the whole matrix is never written.
+  bool (*keeps_row_sums)(Ctx&);
 
   // == Feed-forward
 

@@ -22,7 +22,7 @@ struct Run {
 struct LayerState {
   Tensor x;                      // [N,D] input of the layer, the residual stream
   Tensor norm1, stats1;          // [N,D] [N,2]
-  Tensor qkv, probs, attended;   // [N,(H+2K)C] [B,H,T,T] (all_layers only) [N,HC]
+  Tensor qkv, probs, attended;   // [N,(H+2K)C] [B,H,T,T] or [B,H,T] (all_layers only) [N,HC]
   Tensor mid;                    // [N,D] residual after attention
   Tensor norm2, stats2;          // [N,D] [N,2]
   Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
@@ -44,8 +44,10 @@ struct State {
   Arena memory;
 };
 
-// Memory for chunks of up to T tokens of B sequences and a cache of S.
-State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep);
+// Memory for chunks of up to T tokens of B sequences and a cache of S. row_sums: attention keeps [B,H,T]
+// for the backward pass in place of its probabilities; only for a backend whose ops.keeps_row_sums.
+State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep,
+                 bool row_sums = false);
 
 // Computes the logits of a chunk: tokens[N] (i32, sequence-major) at positions pos .. pos+T. Keys
 // and values of positions below pos must be in the cache. Never allocates model memory, never reads

@@ -14,8 +14,8 @@ inline LayerState rows_of(const LayerState& full, Chunk chunk) {
     if (*t) *t = first_rows(*t, N);
   }
   if (s.index) s.index.dim[1] = N;
-  if (s.probs)
-    s.probs.dim[0] = chunk.B, s.probs.dim[2] = chunk.T, s.probs.dim[3] = chunk.pos + chunk.T;
+  if (s.probs) s.probs.dim[0] = chunk.B, s.probs.dim[2] = chunk.T;
+  if (s.probs.rank == 4) s.probs.dim[3] = chunk.pos + chunk.T;
   return s;
 }
 

@@ -16,7 +16,7 @@ void place(Arena& arena, List&& list) {
 }
 
 void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, int64_t T, int64_t S,
-                 Keep keep) {
+                 Keep keep, bool row_sums) {
   const ModelConfig& c = p.cfg;
   const int64_t N = B * T, F = kept_neurons(c, f), E = experts(c, f);
   const auto make = [&](std::initializer_list<int64_t> dims) { return shape(p.dtype, dims); };
@@ -24,7 +24,8 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
   l.stats1 = l.stats2 = make({N, 2});
   l.qkv = make({N, c.qkv_width()});
   l.attended = make({N, static_cast<int64_t>(c.heads) * c.head_dim()});
-  if (keep == Keep::all_layers) l.probs = make({B, c.heads, T, T});
+  if (keep == Keep::all_layers)
+    l.probs = row_sums ? make({B, c.heads, T}) : make({B, c.heads, T, T});
   l.up = l.act = make({N, F});
   if (c.gated) l.gate = make({N, F});
   if (f.router != RouterKind::none) {
@@ -56,7 +57,8 @@ void each_own(LayerState& l, F&& f) {
 
 }  // namespace
 
-State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_t S, Keep keep) {
+State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_t S, Keep keep,
+                 bool row_sums) {
   const int64_t N = B * T;
   State s{.B = B,
           .T = T,
@@ -72,7 +74,7 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
   s.layer.resize(p.layer.size());
   size_t shared = 0, own = 0;
   for (size_t i = 0; i < s.layer.size(); ++i) {
-    shape_layer(s.layer[i], p, plan.layer[i], B, T, S, keep);
+    shape_layer(s.layer[i], p, plan.layer[i], B, T, S, keep, row_sums);
     size_t bytes = 0;
     each_shared(s.layer[i], [&](Tensor& t) { bytes += Arena::padded(t.bytes()); });
     each_own(s.layer[i], [&](Tensor& t) { own += Arena::padded(t.bytes()); });

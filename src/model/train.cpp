@@ -131,7 +131,7 @@ Stage make_stage(Backend& be, Params& p, const Plan& plan, const TokenSet& set,
   LTE_CHECK(T <= p.cfg.max_seq,
             fmt::format("training: sequences of {} are longer than the model's max_seq {}", T,
                         p.cfg.max_seq));
-  State state = make_state(p, plan, B, T, T, Keep::all_layers);
+  State state = make_state(p, plan, B, T, T, Keep::all_layers, be.ops.keeps_row_sums(*be.ctx));
   Gradients grads = make_gradients(p, plan, state);
   Stage s{.be = be,
           .p = p,

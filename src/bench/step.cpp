@@ -1,0 +1,140 @@
+#include "bench/step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "bench/report_rows.h"
+#include "core/rng.h"
+#include "model/cost.h"
+#include "model/train.h"
+
+namespace lte {
+namespace {
+
+struct Bench {
+  const StepSpec& spec;
+  ModelConfig cfg;
+  Plan plan;
+  Params params;
+  TokenSet set;
+  double (*now)() = spec.cpu_time ? thread_seconds : wall_seconds;
+
+  explicit Bench(const StepSpec& s) : spec(s), cfg(parse_model(s.model)) {
+    cfg.vocab = cfg.vocab ? cfg.vocab : s.vocab;
+    cfg.max_seq = std::max(cfg.max_seq, s.seq);
+    plan = dense_plan(cfg);
+    for (FfnPlan& f : plan.layer) {
+      if (s.group == 0) break;
+      f.group = s.group, f.router = RouterKind::linear, f.router_bias = true;
+      f.rule = Rule::threshold;
+    }
+    check_plan(cfg, plan);
+    params = make_params(cfg, plan);
+    init_params(params, 1);
+    Rng rng(5);
+    for (int i = 0; i < 50000; ++i)
+      set.tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(cfg.vocab))));
+  }
+
+  // Seconds of each of `steps` training steps, after one that warms up.
+  std::vector<double> train_steps(Backend& be, int steps, ProfileCtx* clock) {
+    TrainSpec t;
+    t.steps = steps + 1, t.batch = spec.batch, t.seq = spec.seq;
+    t.terms.train_routers = t.terms.straight_through = spec.group > 0;
+    std::vector<double> seconds;
+    TrainHooks hooks;
+    double last = 0;
+    hooks.log = [&](const StepLog& log) {
+      if (log.step > 1) seconds.push_back(now() - last);
+      last = now();
+      if (log.step == 1 && clock) clock->reset();
+    };
+    Params p = clone(params);
+    train(be, p, plan, set, {}, t, hooks);
+    return seconds;
+  }
+
+  // Seconds of each of `steps` decode steps of `batch` sequences, the last ones of the sequence.
+  std::vector<double> decode_steps(Backend& be, int steps, ProfileCtx* clock) {
+    const int64_t B = spec.batch, S = spec.seq;
+    State state = make_state(params, plan, B, 1, S, Keep::one_layer);
+    Tensor tokens = shape(DType::i32, {B});
+    tokens.data = set.tokens.data();
+    std::vector<double> seconds;
+    for (int i = -1; i < steps; ++i) {
+      if (i == 0 && clock) clock->reset();
+      const double start = now();
+      forward(be, params, plan, tokens,
+              {B, 1, std::max<int64_t>(0, S - 1 - (steps - 1 - std::max(i, 0)))},
+              {Gate::hard, Exec::gathered}, state);
+      if (i >= 0) seconds.push_back(now() - start);
+    }
+    return seconds;
+  }
+
+  std::vector<double> steps(Backend& be, int n, ProfileCtx* clock = nullptr) {
+    return spec.decode ? decode_steps(be, n, clock) : train_steps(be, n, clock);
+  }
+};
+
+void profile_row(Bench& bench, Backend& be, StepRow& row) {
+  Profiled p = profiled(be);
+  p.clock->now = bench.now;
+  const int n = std::max(3, bench.spec.steps);
+  row.profiled = median_of(bench.steps(p.backend, n, p.clock.get()));
+  for (OpTime t : p.clock->times) {
+    if (t.calls == 0) continue;
+    t.seconds /= n, t.calls /= n;
+    row.ops.push_back(t);
+  }
+  std::stable_sort(row.ops.begin(), row.ops.end(),
+                   [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
+}
+
+}  // namespace
+
+StepReport bench_step(const StepSpec& spec) {
+  LTE_CHECK(!spec.cpu_time || spec.threads == 1, "processor time wants --threads 1");
+  Bench bench(spec);
+  std::vector<Backend> backends;
+  for (const std::string& name : spec.backends)
+    backends.push_back(open_backend(name, spec.threads));
+  Backend best = open_backend("auto", spec.threads);
+  GemmProbe probe(kGemmSide, kGemmSide, kGemmSide, DType::f32);
+  StepReport report;
+  std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
+  for (int r = 0; r < spec.rounds; ++r) {
+    report.gemm = std::max(
+        report.gemm, 2.0 * kGemmSide * kGemmSide * kGemmSide / probe.seconds(best, bench.now));
+    double first = 0;
+    for (size_t i = 0; i < backends.size(); ++i) {
+      const std::vector<double> s = bench.steps(backends[i], spec.steps);
+      all[i].insert(all[i].end(), s.begin(), s.end());
+      if (i == 0) first = median_of(s);
+      ratios[i].push_back(first / median_of(s));
+    }
+  }
+  const double tokens = static_cast<double>(spec.batch) * (spec.decode ? 1 : spec.seq);
+  for (size_t i = 0; i < backends.size(); ++i) {
+    StepRow row{.backend = backends[i].name, .ops = {}};
+    row.seconds = median_of(all[i]), row.tokens_per_s = tokens / row.seconds;
+    for (double& s : all[i]) s = std::abs(s - row.seconds);
+    row.mad = median_of(all[i]), row.ratio = median_of(ratios[i]);
+    profile_row(bench, backends[i], row);
+    report.rows.push_back(std::move(row));
+  }
+  const std::vector<double> dense(bench.plan.layer.size(), 1.0);
+  report.flops = tokens * train_flops(bench.cfg, bench.plan, spec.seq, false);
+  report.bound = report.flops / report.gemm;
+  if (spec.decode) {
+    ThreadPool pool(spec.threads);
+    const std::vector<uint64_t> block(kStreamBytes / sizeof(uint64_t), 1);
+    for (int i = 0; i < 5; ++i) report.stream = std::max(report.stream, stream_rate(pool, block));
+    const Cost c = cost_of(bench.cfg, bench.plan, dense, spec.seq);
+    report.flops = tokens * c.flops_full, report.bytes = c.bytes;
+    report.bound = report.bytes / report.stream;
+  }
+  return report;
+}
+
+}  // namespace lte
