@@ -34,6 +34,8 @@ const Variant kVariants[] = {
      patch_naive},
     {"cpu", "onednn", "matrix products of floats by oneDNN where Eigen's are the default",
      kOnednnPatch},
+    {"cpu", "simd",
+     "few tokens, gathered experts and bf16 weights by kernels of our own on Highway", kSimdPatch},
 };
 
 Backend open_cpu(int threads) {

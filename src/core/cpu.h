@@ -108,5 +108,8 @@ void eigen_gemm(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add
 // Matrix products of floats by oneDNN; null where the build has none (cpu_onednn.cpp, or
 // cpu_onednn_none.cpp).
 extern void (*const kOnednnPatch)(Ops&);
+// Few tokens and gathered experts at the memory's speed, weights of floats or bf16; null where the
+// build has no Highway (cpu_simd.cpp, or cpu_simd_none.cpp).
+extern void (*const kSimdPatch)(Ops&);
 
 }  // namespace lte

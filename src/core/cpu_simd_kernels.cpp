@@ -1,0 +1,248 @@
+// The loops of cpu_simd.h, compiled once for each instruction set.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/cpu_simd_kernels.cpp"
+// Three widths are enough: 512, 256 and 128 bits. Vectors of unknown length cannot lie in arrays.
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "core/cpu_simd.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lte::simd {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::ScalableTag<float>;
+using U = hn::ScalableTag<uint32_t>;
+using Bytes = hn::ScalableTag<uint8_t>;
+using V = hn::Vec<F>;
+
+constexpr int64_t kLanes = HWY_LANES(float);
+// Tokens that share the rows in registers: 4 rows times so many sums, the rows, and one factor.
+constexpr int kTokens = HWY_TARGET == HWY_AVX3 ? 6 : 3;
+constexpr int64_t kAhead = 1024;  // bytes
+
+// The floats of one vector of words.
+template <bool kHalf>
+struct Pair {
+  V v[kHalf ? 2 : 1];
+};
+template <bool kHalf>
+HWY_INLINE Pair<kHalf> split(hn::Vec<U> word) {
+  const F f;
+  const U u;
+  if constexpr (kHalf) {
+    return {{hn::BitCast(f, hn::ShiftLeft<16>(word)),
+             hn::BitCast(f, hn::And(word, hn::Set(u, 0xffff0000u)))}};
+  } else {
+    return {{hn::BitCast(f, word)}};
+  }
+}
+template <bool kHalf>
+HWY_INLINE Pair<kHalf> load(const uint8_t* p) {
+  if constexpr (kLanes == 1) {  // a row of an odd number of bf16 begins anywhere
+    uint32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return split<kHalf>(hn::Set(U(), word));
+  } else {
+    return split<kHalf>(hn::BitCast(U(), hn::LoadU(Bytes(), p)));
+  }
+}
+// The last words of a row: nothing beyond it is read.
+template <bool kHalf>
+HWY_INLINE Pair<kHalf> load_some(const uint8_t* p, int64_t bytes) {
+  HWY_ALIGN uint32_t words[HWY_LANES(uint32_t)] = {};
+  std::memcpy(words, p, static_cast<size_t>(bytes));
+  return split<kHalf>(hn::Load(U(), words));
+}
+
+struct Span {
+  const uint8_t* data;
+  int64_t bytes, words, plane;  // of a row
+  explicit Span(const Rows& w)
+      : data(static_cast<const uint8_t*>(w.data)),
+        bytes(w.bytes()),
+        words(w.words()),
+        plane(w.plane()) {}
+};
+
+// R rows times N tokens; kUnroll independent sums of each, so that additions do not wait.
+template <bool kHalf, int R, int N, int kUnroll>
+HWY_INLINE void dot_tile(float* out, int64_t ld, const Span& w, int64_t row,
+                         const float* const* x) {
+  const F f;
+  const uint8_t* p = w.data + row * w.bytes;
+  V sum[kUnroll][R][N];
+  for (int k = 0; k < kUnroll; ++k) {
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) sum[k][r][n] = hn::Zero(f);
+    }
+  }
+  const auto step = [&](int k, int64_t i, auto&& load_row) HWY_ATTR {
+    Pair<kHalf> a[R];
+    for (int r = 0; r < R; ++r) a[r] = load_row(p + r * w.bytes + 4 * i);
+    for (int n = 0; n < N; ++n) {
+      for (int h = 0; h < (kHalf ? 2 : 1); ++h) {
+        const V b = hn::Load(f, x[n] + h * w.plane + i);
+        for (int r = 0; r < R; ++r) sum[k][r][n] = hn::MulAdd(a[r].v[h], b, sum[k][r][n]);
+      }
+    }
+  };
+  const auto whole = [](const uint8_t* q) HWY_ATTR {
+    hwy::Prefetch(q + kAhead);
+    return load<kHalf>(q);
+  };
+  const int64_t full = w.bytes / (4 * kLanes) * kLanes;  // words that fill vectors
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes <= full; i += kUnroll * kLanes) {
+    for (int k = 0; k < kUnroll; ++k) step(k, i + k * kLanes, whole);
+  }
+  for (; i < full; i += kLanes) step(0, i, whole);
+  if (i < w.words) {
+    step(0, i, [&](const uint8_t* q) HWY_ATTR { return load_some<kHalf>(q, w.bytes - 4 * i); });
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      V all = sum[0][r][n];
+      for (int k = 1; k < kUnroll; ++k) all = hn::Add(all, sum[k][r][n]);
+      out[n * ld + row + r] = hn::GetLane(hn::SumOfLanes(f, all));
+    }
+  }
+}
+
+// Calls tile with N = tokens, at most kTokens, as a constant.
+template <int N, class Tile>
+HWY_INLINE void with_tokens(int64_t tokens, Tile&& tile) {
+  if constexpr (N > 1) {
+    if (tokens < N) return with_tokens<N - 1>(tokens, tile);
+  }
+  tile(std::integral_constant<int, N>());
+}
+
+template <bool kHalf, int N>
+void dots_of(float* out, int64_t ld, const Span& w, int64_t rows, const float* const* x, bool one) {
+  int64_t r = 0;
+  if (!one) {  // several rows at once, so that a token's vector is loaded once for them
+    for (; r + 4 <= rows; r += 4) dot_tile<kHalf, 4, N, 1>(out, ld, w, r, x);
+  }
+  // Few tokens wait for memory: one row after the other, one stream.
+  for (; r < rows; ++r) dot_tile<kHalf, 1, N, N == 1 ? 8 : N == 2 ? 4 : 2>(out, ld, w, r, x);
+}
+
+template <bool kHalf>
+void dots_as(float* out, int64_t ld, const Span& w, int64_t rows, const float* const* x,
+             int64_t tokens) {
+  for (int64_t n = 0; n < tokens; n += kTokens) {
+    with_tokens<kTokens>(std::min<int64_t>(tokens - n, kTokens), [&](auto N) HWY_ATTR {
+      dots_of<kHalf, N()>(out + n * ld, ld, w, rows, x + n, tokens <= 4);
+    });
+  }
+}
+
+template <bool kHalf, int R, int N>
+HWY_INLINE void add_tile(float* const* y, const float* h, int64_t ld, const Span& w, int64_t row,
+                         int64_t begin, int64_t end) {
+  const F f;
+  const uint8_t* p = w.data + row * w.bytes;
+  V scale[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) scale[r][n] = hn::Set(f, h[n * ld + row + r]);
+  }
+  const auto step = [&](int64_t i, auto&& load_row) HWY_ATTR {
+    Pair<kHalf> a[R];
+    for (int r = 0; r < R; ++r) a[r] = load_row(p + r * w.bytes + 4 * i);
+    for (int n = 0; n < N; ++n) {
+      for (int k = 0; k < (kHalf ? 2 : 1); ++k) {
+        float* to = y[n] + k * w.plane + i;
+        V sum = hn::Load(f, to);
+        for (int r = 0; r < R; ++r) sum = hn::MulAdd(a[r].v[k], scale[r][n], sum);
+        hn::Store(sum, f, to);
+      }
+    }
+  };
+  const auto whole = [](const uint8_t* q) HWY_ATTR {
+    hwy::Prefetch(q + kAhead);
+    return load<kHalf>(q);
+  };
+  const int64_t full = std::min(end, w.bytes / (4 * kLanes) * kLanes);
+  int64_t i = begin;
+  for (; i < full; i += kLanes) step(i, whole);
+  if (i < end) {
+    step(i, [&](const uint8_t* q) HWY_ATTR { return load_some<kHalf>(q, w.bytes - 4 * i); });
+  }
+}
+
+template <bool kHalf>
+void add_rows_as(float* const* y, int64_t tokens, const float* h, int64_t ld, const Span& w,
+                 int64_t rows, int64_t begin, int64_t end) {
+  if (tokens == 1) {
+    for (int64_t r = 0; r < rows; ++r) add_tile<kHalf, 1, 1>(y, h, ld, w, r, begin, end);
+    return;
+  }
+  constexpr int64_t kWords = 1024;  // of a row, so that the sums stay near
+  for (int64_t b = begin; b < end; b += kWords) {
+    const int64_t stop = std::min(end, b + kWords);
+    for (int64_t n = 0; n < tokens; n += kTokens) {
+      with_tokens<kTokens>(std::min<int64_t>(tokens - n, kTokens), [&](auto N) HWY_ATTR {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4) {
+          add_tile<kHalf, 4, N()>(y + n, h + n * ld, ld, w, r, b, stop);
+        }
+        for (; r < rows; ++r) add_tile<kHalf, 1, N()>(y + n, h + n * ld, ld, w, r, b, stop);
+      });
+    }
+  }
+}
+
+void dots_here(float* out, int64_t ld, const Rows& w, int64_t rows, const float* const* x,
+               int64_t tokens) {
+  (w.bf16 ? dots_as<true> : dots_as<false>)(out, ld, Span(w), rows, x, tokens);
+}
+void add_rows_here(float* const* y, int64_t tokens, const float* h, int64_t ld, const Rows& w,
+                   int64_t rows, int64_t begin, int64_t end) {
+  (w.bf16 ? add_rows_as<true> : add_rows_as<false>)(y, tokens, h, ld, Span(w), rows, begin, end);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lte::simd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lte::simd {
+
+HWY_EXPORT(dots_here);
+HWY_EXPORT(add_rows_here);
+
+void dots(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens) {
+  HWY_DYNAMIC_DISPATCH(dots_here)(out, ld, w, rows, x, tokens);
+}
+
+void add_rows(float* const* y, int64_t tokens, const float* h, int64_t ld, Rows w, int64_t rows,
+              int64_t begin, int64_t end) {
+  HWY_DYNAMIC_DISPATCH(add_rows_here)(y, tokens, h, ld, w, rows, begin, end);
+}
+
+std::vector<std::string> targets() {
+  use_target("");
+  std::vector<std::string> names;
+  for (const int64_t t : hwy::SupportedAndGeneratedTargets())
+    names.emplace_back(hwy::TargetName(t));
+  return names;
+}
+
+void use_target(std::string_view name) {
+  hwy::SetSupportedTargetsForTest(0);
+  for (const int64_t t : hwy::SupportedAndGeneratedTargets()) {
+    if (name == hwy::TargetName(t)) hwy::SetSupportedTargetsForTest(t);
+  }
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+}  // namespace lte::simd
+#endif
