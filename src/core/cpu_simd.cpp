@@ -110,7 +110,7 @@ void sum_rows(Ctx& ctx, Tensor out, Tensor h, Tensor w, bool add) {
   const simd::Rows rows = simd::rows_of(w);
   const bool few = N <= kFewTokens;
   const int64_t items = few ? M : rows.plane() / 64, cost = cost_of(rows, N) * M / items;
-  const int64_t pieces = simd::count_pieces(items, cost, few ? 32 : 64), sums = few ? pieces : 1;
+  const int64_t pieces = simd::count_pieces(items, cost, few ? 16 : 64), sums = few ? pieces : 1;
   simd::Shared s(ctx, N, rows, sums);
   if (!few) s.clear(0);
   simd::for_pieces(ctx, items, pieces, [&](int64_t begin, int64_t end, int, int64_t piece) {

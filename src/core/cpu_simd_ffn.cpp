@@ -55,14 +55,17 @@ void few_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
   int64_t selected = 0;
   for (int64_t e = 0; e < f.E; ++e) selected += f.count[e] > 0;
   const int64_t neurons = selected * f.G;
-  const int64_t pieces = count_pieces(neurons, matrices * f.down.bytes(), N == 1 ? 32 : 16);
+  constexpr int64_t kUnit = 8;  // rows that the kernels read at once
+  const int64_t units = (neurons + kUnit - 1) / kUnit;
+  const int64_t pieces = count_pieces(units, kUnit * matrices * f.down.bytes(), 16);
   Shared s(ctx, N, f.down, pieces, f.E);
   auto* active = reinterpret_cast<int32_t*>(s.extra);
   for (int64_t e = 0, i = 0; e < f.E; ++e) {
     if (f.count[e] > 0) active[i++] = static_cast<int32_t>(e);
   }
   s.pack(ctx, x);
-  for_pieces(ctx, neurons, pieces, [&](int64_t begin, int64_t end, int thread, int64_t piece) {
+  for_pieces(ctx, units, pieces, [&](int64_t begin, int64_t end, int thread, int64_t piece) {
+    begin *= kUnit, end = std::min(end * kUnit, neurons);
     float* const* y = s.clear(piece);
     constexpr int64_t kMostRows = 512;  // of one run, so that h stays small
     float* h = cpu(ctx).workspace<float>(thread, N * (3 * kMostRows + 4));
