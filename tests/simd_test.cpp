@@ -149,6 +149,50 @@ TEST_P(SimdTest, GatheredAgainstPlainAndPoisoned) {
   }
 }
 
+// On oneDNN, many tokens on nearly all experts run all neurons: the same values, gates of a token that
+// has closed an expert included.
+TEST(Simd, ManyTokensOnMostExperts) {
+  const auto has = [](const char* name) {
+    return std::any_of(variants().begin(), variants().end(),
+                       [&](const Variant& v) { return std::string(v.name) == name && v.patch; });
+  };
+  if (!has("simd") || !has("onednn")) GTEST_SKIP() << "cpu+onednn+simd is not in this build";
+  const int64_t D = 40, E = 5, G = 8, F = E * G;
+  for (int64_t N : {17, 130, 600}) {
+    for (int kind = 0; kind < 2; ++kind) {
+      Store s;
+      Rng rng{7};
+      const auto normal = [&](std::initializer_list<int64_t> d, double std) {
+        return s.normal(DType::f32, d, rng, std);
+      };
+      const Tensor up = normal({F, D}, 0.2), down = normal({F, D}, 0.5), x = normal({N, D}, 1);
+      const Tensor gate_w = kind ? normal({F, D}, 0.2) : Tensor{},
+                   bias = kind ? Tensor{} : normal({F}, 1);
+      const Tensor gates = s.blank(DType::f32, {N, E}), out = s.blank(DType::f32, {N, D});
+      for (int64_t i = 0; i < N * E; ++i) put(gates, i, i % 29 ? 0.5 + rng.uniform() : 0);
+      const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
+      const Tensor want = s.blank(DType::f32, {N, D});
+      std::vector<std::string> seen;
+      for (const char* spec : {"cpu", "cpu+simd", "cpu+onednn+simd"}) {
+        for (int threads : {1, 7}) {
+          Backend be = open_backend(spec, threads);
+          const Tensor& o = std::string(spec) == "cpu" ? want : out;
+          be.ops.route(*be.ctx, index, count, gates);
+          be.ops.ffn_gathered(*be.ctx, o, x, gates, index, count, {}, up, bias, gate_w, down,
+                              kind ? Act::silu : Act::gelu_tanh);
+          seen.push_back(bits(o));
+          expect_close(o, values(want),
+                       tolerance_of(DType::f32, D + F, std::max(0.5, largest(values(want)) / 2)),
+                       spec);
+        }
+        EXPECT_TRUE(seen.back() == seen[seen.size() - 2]) << spec << ": other bits by threads";
+      }
+      EXPECT_EQ(seen[2] != seen[4], N > 64) << "which products were taken";
+      EXPECT_TRUE(s.intact());
+    }
+  }
+}
+
 // A whole model: matrices rounded to bf16 once, and the same numbers as floats.
 TEST_P(SimdTest, ModelOfBf16IsTheRoundedModel) {
   for (const char* spec : {kGpt, kLlama}) {

@@ -163,6 +163,13 @@ void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk ch
   });
 }
 
+template <bool kOnednn>
+void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
+                  Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act) {
+  simd::ffn_gathered(ctx, out, x, gates, index, count, known, up, up_bias, gate_w, down, act,
+                     kOnednn);
+}
+
 void patch(Ops& ops) {
   Ops plain{}, onednn{};
   fill_linear(plain);
@@ -174,7 +181,7 @@ void patch(Ops& ops) {
   ops.gemm = below ? gemm<true, false> : gemm<false, false>;
   ops.gemm_add = below ? gemm<true, true> : gemm<false, true>;
   ops.embed = embed;
-  ops.ffn_gathered = simd::ffn_gathered;
+  ops.ffn_gathered = below ? ffn_gathered<true> : ffn_gathered<false>;
 }
 
 }  // namespace

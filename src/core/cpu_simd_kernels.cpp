@@ -1,17 +1,18 @@
 // The loops of cpu_simd.h, compiled once for each instruction set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/cpu_simd_kernels.cpp"
-// Three widths are enough: 512, 256 and 128 bits. Vectors of unknown length cannot lie in arrays.
+// AVX-512, AVX2 and a portable path are enough. Vectors of unknown length cannot lie in arrays.
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
+
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
-#include "core/check.h"
 #include "core/cpu_simd.h"
-#include "hwy/cache_control.h"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lte::simd {
@@ -20,7 +21,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using F = hn::ScalableTag<float>;
 using U = hn::ScalableTag<uint32_t>;
-using Bytes = hn::ScalableTag<uint8_t>;
 using V = hn::Vec<F>;
 
 constexpr int64_t kLanes = HWY_LANES(float);
@@ -33,13 +33,11 @@ struct Pair {  // the floats of one vector of words
 };
 template <bool kHalf>
 HWY_INLINE Pair<kHalf> split(hn::Vec<U> word) {
-  const F f;
-  const U u;
   if constexpr (kHalf) {
-    return {{hn::BitCast(f, hn::ShiftLeft<16>(word)),
-             hn::BitCast(f, hn::And(word, hn::Set(u, 0xffff0000u)))}};
+    return {{hn::BitCast(F(), hn::ShiftLeft<16>(word)),
+             hn::BitCast(F(), hn::And(word, hn::Set(U(), 0xffff0000u)))}};
   } else {
-    return {{hn::BitCast(f, word)}};
+    return {{hn::BitCast(F(), word)}};
   }
 }
 template <bool kHalf>
@@ -49,7 +47,7 @@ HWY_INLINE Pair<kHalf> load(const uint8_t* p) {
     std::memcpy(&word, p, sizeof word);
     return split<kHalf>(hn::Set(U(), word));
   } else {
-    return split<kHalf>(hn::BitCast(U(), hn::LoadU(Bytes(), p)));
+    return split<kHalf>(hn::BitCast(U(), hn::LoadU(hn::ScalableTag<uint8_t>(), p)));
   }
 }
 // The last words of a row: nothing beyond it is read.
@@ -122,11 +120,11 @@ HWY_INLINE void with_tokens(int64_t tokens, Tile&& tile) {
 
 // Several rows at once: a token's vector is loaded once for them, and does not push itself and them out
 // of the nearest cache. Eight neighbouring rows are read faster than one (measured: 1.1 to 1.5 times);
-// prefetching by hand made it slower at every distance tried.
+// prefetching whole rows by hand made it slower at every distance tried.
 template <int N>
-constexpr int kRows = std::min(8, 4 * kTokens / N);
-constexpr int kAlong = HWY_TARGET == HWY_AVX3 ? 4 : 2;  // see add_rows_of
-constexpr int64_t kRowBlock = 32;                       // rows that stay near while all tokens pass
+constexpr int kRows = std::min(8u, std::bit_floor(4u * kTokens / N));  // divides experts of 32
+constexpr int kAlong = HWY_TARGET == HWY_AVX3 ? 4 : 2;                 // see add_rows_of
+constexpr int64_t kRowBlock = 32;    // rows that stay near while all tokens pass
 constexpr int64_t kWordBlock = 512;  // words of a row that do, with the sums that they are added to
 
 template <bool kHalf, int N>
@@ -204,9 +202,7 @@ HWY_INLINE void add_strip(float* const* y, const float* h, int64_t ld, const Spa
     for (int n = 0; n < N; ++n) {
       const V scale = hn::Set(f, h[n * ld + r]);
       for (int c = 0; c < kWide; ++c) {
-        for (int k = 0; k < kPlanes; ++k) {
-          sum[n][c][k] = hn::MulAdd(a[c].v[k], scale, sum[n][c][k]);
-        }
+        for (int k = 0; k < kPlanes; ++k) sum[n][c][k] = hn::MulAdd(a[c].v[k], scale, sum[n][c][k]);
       }
     }
   }
@@ -256,7 +252,7 @@ void add_rows_as(float* const* y, int64_t tokens, const float* h, int64_t ld, co
   }
 }
 
-void dots_here(float* out, int64_t ld, const Rows& w, int64_t rows, const float* const* x,
+void dots_here(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x,
                int64_t tokens) {
   (w.bf16 ? dots_as<true> : dots_as<false>)(out, ld, Span(w), rows, x, tokens);
 }

@@ -42,7 +42,9 @@ struct Shared {
   void reduce(Ctx&, Tensor out, int64_t pieces, bool add) const;
 };
 
+// Ops::ffn_gathered; on_onednn: many tokens may go through oneDNN's products of all neurons.
 void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
-                  Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act);
+                  Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act,
+                  bool on_onednn);
 
 }  // namespace lte::simd
