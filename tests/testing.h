@@ -170,16 +170,17 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
   }
 };
 
-#define LTE_EVERY_BACKEND(Suite)                                                                  \
-  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                            \
-                           ::testing::Combine(::testing::Values("cpu", "cpu+naive", "cpu+onednn", \
-                                                                "cpu+fused", "cpu+onednn+fused"), \
-                                              ::testing::Values(DType::f32, DType::f64)),         \
-                           [](const auto& info) {                                                 \
-                             std::string name = std::get<0>(info.param);                          \
-                             std::replace(name.begin(), name.end(), '+', '_');                    \
-                             return name + "_" + name_of(std::get<1>(info.param));                \
-                           })
+#define LTE_EVERY_BACKEND(Suite)                                                               \
+  INSTANTIATE_TEST_SUITE_P(                                                                    \
+      Cpu, Suite,                                                                              \
+      ::testing::Combine(::testing::Values("cpu", "cpu+naive", "cpu+onednn", "cpu+fused",      \
+                                           "cpu+onednn+fused", "cpu+simd", "cpu+onednn+simd"), \
+                         ::testing::Values(DType::f32, DType::f64)),                           \
+      [](const auto& info) {                                                                   \
+        std::string name = std::get<0>(info.param);                                            \
+        std::replace(name.begin(), name.end(), '+', '_');                                      \
+        return name + "_" + name_of(std::get<1>(info.param));                                  \
+      })
 
 // ---- tiny models
 

@@ -83,7 +83,8 @@ int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
 }
 
 int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
-  const LoadedRun run = load_run(a.run);
+  LoadedRun run = load_run(a.run);
+  if (a.dtype == "bf16") run.params = to_bf16(run.params);
   LTE_CHECK(!a.prompt.empty(), "generate: --prompt wants a text");
   LTE_CHECK(a.tokens > 0 && a.temperature >= 0 && a.top_k >= 0 && a.top_p > 0 && a.top_p <= 1,
             "generate: wants --tokens > 0, --temperature >= 0, --top-k >= 0 and 0 < --top-p <= 1");

@@ -39,7 +39,7 @@ struct EvalArgs {
   int repetitions = 9;
 };
 struct GenerateArgs {
-  std::string run, prompt;
+  std::string run, prompt, dtype = "f32";
   int tokens = 200, top_k = 0;
   double temperature = 0, top_p = 1;
   uint64_t seed = 0;

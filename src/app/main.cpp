@@ -137,6 +137,9 @@ void add_generate(CLI::App& app, Args& a, int& code) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_flag("--to-newline", g.to_newline, "stop at the end of the line");
+  c->add_option("--dtype", g.dtype, "of the matrices: f32, or bf16 with a backend like cpu+simd")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
   c->callback([&] { no_json(a.common, "generate"), code = cmd_generate(a.common, a.generate); });
 }
 

@@ -39,6 +39,8 @@ const Variant kVariants[] = {
      patch_fused},
     {"cpu", "bf16", "training: factors of products rounded to bf16, sums and weights in f32",
      fused::kBf16Patch},
+    {"cpu", "simd",
+     "few tokens, gathered experts and bf16 weights by kernels of our own on Highway", kSimdPatch},
 };
 
 Backend open_cpu(int threads) {

@@ -114,5 +114,8 @@ void plain_attention(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tenso
 void plain_attention_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                               Tensor probs, Chunk, HeadShape);
 void patch_fused(Ops&);  // cpu_fused.cpp
+// Few tokens and gathered experts at the memory's speed, weights of floats or bf16; null where the
+// build has no Highway (cpu_simd.cpp, or cpu_simd_none.cpp).
+extern void (*const kSimdPatch)(Ops&);
 
 }  // namespace lte

@@ -93,10 +93,7 @@ struct Arena {
 
   static constexpr size_t kAlign = 64;
   static size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-  void reserve(size_t bytes) {
-    block = std::make_unique<std::byte[]>(bytes + kAlign);  // zero-filled
-    capacity = bytes, used = 0;
-  }
+  void reserve(size_t bytes);  // zero-filled; in large pages where it can be (memory.cpp)
   std::byte* base() const {
     auto address = reinterpret_cast<uintptr_t>(block.get());
     return block.get() + (kAlign - address % kAlign) % kAlign;

@@ -3,7 +3,7 @@
 namespace lte {
 
 Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> active_layer,
-             double context, std::span<const double> inputs) {
+             double context, std::span<const double> inputs, DType weights_type) {
   const double D = c.dim, HC = static_cast<double>(c.heads) * c.head_dim();
   const double KC = static_cast<double>(c.kv_heads) * c.head_dim(), qkv = c.qkv_width();
   const double bias = c.bias ? 1 : 0, norm = c.rms_norm ? 1 : 2, ffn_matrices = c.gated ? 3 : 2;
@@ -38,6 +38,9 @@ Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> act
   cost.flops_paper = 2 * macs;
   cost.flops_full = 2 * (macs + 2 * layers * context * HC + head);
   cost.bytes = 4 * (weights + head + norm * D + (c.rope ? 1 : 2) * D + kv + activations + 2 * D);
+  // What is half as wide: the matrices of the layers, the head and the rows of the embedding.
+  const double matrices = macs + head + (c.rope ? 1 : 2) * D;
+  if (weights_type == DType::bf16) cost.bytes -= 2 * matrices;
   return cost;
 }
 

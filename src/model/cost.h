@@ -15,9 +15,9 @@ struct Cost {
 
 // `active_layer` is the active fraction of each layer, against the dense model's neurons (with sparse
 // inputs: weights); `context` the mean number of positions attended to; `inputs` the share of FFN inputs
-// that is kept, used where they are sparse.
+// that is kept, used where they are sparse; `weights` the type of the matrices.
 Cost cost_of(const ModelConfig&, const Plan&, std::span<const double> active_layer, double context,
-             std::span<const double> inputs = {});
+             std::span<const double> inputs = {}, DType weights = DType::f32);
 
 // FLOPs of training on one token (forward and twice that backward), full convention. Masked
 // training computes every kept neuron. A teacher adds its forward.

@@ -14,7 +14,10 @@ namespace {
 // Gives every tensor its shape; absent ones keep rank 0.
 void shape_params(Params& p, const Plan& plan) {
   const ModelConfig& c = p.cfg;
-  const auto make = [&](std::initializer_list<int64_t> dims) { return shape(p.dtype, dims); };
+  // Matrices are of the model's type; what is added or multiplied element by element never has 16 bits.
+  const auto make = [&](std::initializer_list<int64_t> dims) {
+    return shape(dims.size() < 2 ? activation_type(p.dtype) : p.dtype, dims);
+  };
   const int64_t D = c.dim, HC = static_cast<int64_t>(c.heads) * c.head_dim();
   p.wte = make({c.vocab, D});
   if (!c.rope) p.wpe = make({c.max_seq, D});
@@ -134,11 +137,42 @@ void init_params(Params& p, uint64_t seed) {
     for (int64_t i = 0; i < t.size(); ++i) {
       if (t.dtype == DType::f64) {
         t.as<double>()[i] = value();
+      } else if (t.dtype == DType::bf16) {
+        t.as<Bf16>()[i] = to_bf16(static_cast<float>(value()));
       } else {
         t.as<float>()[i] = static_cast<float>(value());
       }
     }
   });
+}
+
+Params to_bf16(const Params& from) {
+  LTE_CHECK(from.dtype == DType::f32, "to_bf16: wants a model of floats");
+  Params to{.cfg = from.cfg,
+            .dtype = DType::bf16,
+            .wte = from.wte,
+            .wpe = from.wpe,
+            .layer = from.layer,
+            .norm_w = from.norm_w,
+            .norm_b = from.norm_b,
+            .head_w = from.head_w,
+            .memory = {}};
+  size_t bytes = 0;
+  visit_params(to, [&](Tensor& t, const ParamInfo&) {
+    if (t.rank > 1) t.dtype = DType::bf16;
+    bytes += Arena::padded(t.bytes());
+  });
+  to.memory.reserve(bytes);
+  visit_params(to, [&](Tensor& t, const ParamInfo&) {
+    const auto* source = static_cast<const float*>(t.data);
+    to.memory.carve(t);
+    if (t.rank < 2) {
+      std::memcpy(t.data, source, t.bytes());
+      return;
+    }
+    for (int64_t i = 0; i < t.size(); ++i) t.as<Bf16>()[i] = to_bf16(source[i]);
+  });
+  return to;
 }
 
 void copy_matching(Params& to, const Params& from) {

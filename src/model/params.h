@@ -23,15 +23,20 @@ struct LayerParams {
   Tensor up_t, gate_t;        // [D, F] transposed copies for sparse inputs; not trained
 };
 
+// What activations, caches and vectors are of where matrices are of `matrices`.
+constexpr DType activation_type(DType matrices) {
+  return matrices == DType::bf16 ? DType::f32 : matrices;
+}
+
 struct Params {
   ModelConfig cfg;
-  DType dtype = DType::f32;
-  Tensor wte, wpe;  // [V, D] [P, D]
+  DType dtype = DType::f32;  // of the matrices; norms and biases are of activation_type(dtype)
+  Tensor wte, wpe;           // [V, D] [P, D]
   std::vector<LayerParams> layer;
   Tensor norm_w, norm_b, head_w;  // [D] [D] [V, D]
   Arena memory;
 
-  // The whole block as one tensor: what AdamW moments, norms and checkpoints see.
+  // The whole block as one tensor: what AdamW moments, norms and checkpoints see. Not of bf16.
   Tensor flat() const {
     Tensor t = shape(dtype, {static_cast<int64_t>(memory.used / size_of(dtype))});
     t.data = memory.base();
@@ -54,6 +59,9 @@ void visit_params(Params&, const std::function<void(Tensor&, const ParamInfo&)>&
 // Memory of the right shape, zero-filled. `plan` gives kept neurons and routers.
 Params make_params(const ModelConfig&, const Plan&, DType = DType::f32);
 Params clone(const Params&);
+// The same model with matrices rounded to bf16, for running only: half the bytes of a decode step. Wants
+// floats, and a backend that has kernels for it (cpu+simd).
+Params to_bf16(const Params&);
 // GPT-2 initialisation: normal(0, 0.02), output projections over sqrt(2 layers); the router's scale
 // is set by the method. Every tensor draws from a stream of its own, named by `seed` and its place.
 void init_params(Params&, uint64_t seed);

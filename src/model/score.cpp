@@ -70,7 +70,7 @@ struct Tally {
     }
   }
 
-  void finish(Outcome& out) {
+  void finish(Outcome& out, DType weights) {
     const auto n = static_cast<double>(token_active.size());
     out.tokens = static_cast<int64_t>(token_active.size());
     if (token_active.empty()) return;
@@ -87,7 +87,7 @@ struct Tally {
                                            : std::numeric_limits<double>::quiet_NaN();
     }
     out.context = context / n;
-    out.cost = cost_of(c, plan, out.active_layer, out.context, input_sum);
+    out.cost = cost_of(c, plan, out.active_layer, out.context, input_sum, weights);
   }
 };
 
@@ -230,7 +230,7 @@ Outcome score(Backend& be, const Params& p, const Plan& plan, const TokenSet& se
   }
   out.loss = out.scored ? walk.loss / static_cast<double>(out.scored) : 0;
   out.digest = walk.digest_value;
-  tally.finish(out);
+  tally.finish(out, p.dtype);
   return out;
 }
 

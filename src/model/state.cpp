@@ -19,7 +19,9 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
                  Keep keep, bool row_sums) {
   const ModelConfig& c = p.cfg;
   const int64_t N = B * T, F = kept_neurons(c, f), E = experts(c, f);
-  const auto make = [&](std::initializer_list<int64_t> dims) { return shape(p.dtype, dims); };
+  const auto make = [&](std::initializer_list<int64_t> dims) {
+    return shape(activation_type(p.dtype), dims);
+  };
   l.x = l.norm1 = l.mid = l.norm2 = l.delta = make({N, c.dim});
   l.stats1 = l.stats2 = make({N, 2});
   l.qkv = make({N, c.qkv_width()});
@@ -80,10 +82,11 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
     each_own(s.layer[i], [&](Tensor& t) { own += Arena::padded(t.bytes()); });
     shared = keep == Keep::all_layers ? shared + bytes : std::max(shared, bytes);
   }
-  s.x_out = s.norm = shape(p.dtype, {N, p.cfg.dim});
-  s.stats = shape(p.dtype, {N, 2});
-  s.logits = shape(p.dtype, {N, p.cfg.vocab});
-  s.losses = shape(p.dtype, {N});
+  const DType dtype = activation_type(p.dtype);
+  s.x_out = s.norm = shape(dtype, {N, p.cfg.dim});
+  s.stats = shape(dtype, {N, 2});
+  s.logits = shape(dtype, {N, p.cfg.vocab});
+  s.losses = shape(dtype, {N});
   Tensor* const outer[] = {&s.x_out, &s.norm, &s.stats, &s.logits, &s.losses};
   for (Tensor* t : outer) own += Arena::padded(t->bytes());
   s.memory.reserve(shared + own);
@@ -99,6 +102,7 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
 }
 
 Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
+  LTE_CHECK(p.dtype != DType::bf16, "a model of bf16 can be run, not trained");
   const int64_t N = s.B * s.T, D = p.cfg.dim;
   Gradients g{.d = make_params(p.cfg, plan, p.dtype),
               .dlogits = s.logits,
