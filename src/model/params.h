@@ -51,9 +51,11 @@ struct ParamInfo {
 // THE list of parameters. Calls f on every tensor that the configuration has, in storage order.
 void visit_params(Params&, const std::function<void(Tensor&, const ParamInfo&)>& f);
 
-// Memory of the right shape, zero-filled. `plan` gives kept neurons and routers.
-Params make_params(const ModelConfig&, const Plan&, DType = DType::f32);
+// Memory of the right shape, zero-filled. `plan` gives kept neurons and routers. What is made from
+// parameters (copies, states, gradients) lies in their memory.
+Params make_params(const ModelConfig&, const Plan&, DType = DType::f32, Memory = {});
 Params clone(const Params&);
+Params clone(const Params&, Memory);  // into another memory, such as a backend's
 // GPT-2 initialisation: normal(0, 0.02), output projections over sqrt(2 layers); the router's scale
 // is set by the method. Every tensor draws from a stream of its own, named by `seed` and its place.
 void init_params(Params&, uint64_t seed);
