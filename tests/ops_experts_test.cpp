@@ -173,6 +173,7 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
           op.scale_experts(ctx, h, h, gates);
           op.gemm(ctx, want, h, false, down, false);
           op.route(ctx, index, count, gates);
+          backends[0].finish();
           const auto gathered = [&](const Ops& o, Ctx& c) {
             o.ffn_gathered(c, out, x, gates, index, count, {}, up, up_b, gate_w, down, act);
           };

@@ -212,6 +212,7 @@ TEST_P(RoutingTest, CumulativeTakesTheShortestList) {
   // Softmax scores at a share of 1: all of them, though rounding may reach the sum early.
   const Tensor p = normal({17, 40}, 2);
   backends[0].ops.softmax(*backends[0].ctx, p);
+  backends[0].finish();
   EXPECT_EQ(gates_of(p, Rule::cumulative, 1), Values(17 * 40, 1));
 }
 
@@ -300,6 +301,7 @@ TEST_P(RoutingTest, GatheredWithWhatIsKnown) {
           const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
           for (int64_t i = 0; i < N * E; ++i) put(gates, i, at(gates, i) * (0.5 + rng.uniform()));
           backends[0].ops.route(*backends[0].ctx, index, count, gates);
+          backends[0].finish();
           Values want(static_cast<size_t>(N * D));
           for (int64_t n = 0; n < N; ++n) {
             for (int64_t j = 0; j < F; ++j) {
