@@ -83,6 +83,14 @@ void finish_switch([[maybe_unused]] Context& to, [[maybe_unused]] Context* from)
 #endif
 }
 
+// Forgets what AddressSanitizer knows of frames on the fiber's stack: an exception leaves marks of
+// the frames that it ends, and the next one would stumble over them.
+void forget_frames([[maybe_unused]] const Fiber& f) {
+#ifdef LTE_SIMT_ASAN
+  ASAN_UNPOISON_MEMORY_REGION(f.self.bottom, f.self.size);
+#endif
+}
+
 // From the running fiber back to the scheduler; returns when the fiber is resumed.
 void suspend(Machine& m, Fiber& f) {
   start_switch(f.self, m.scheduler);
@@ -151,6 +159,7 @@ void fiber_main(Machine& m, Fiber& f) {
       try {
         (*m.block.body)();
       } catch (const Abandoned&) {
+        forget_frames(f);
       } catch (const std::exception& e) {
         if (m.error.empty()) m.error = e.what();
       }
@@ -208,7 +217,9 @@ void abandon_block(Machine& m) {
 void wait_here() {
   Machine& m = machine();
   suspend(m, *m.running);
-  if (m.abandon) throw Abandoned{};
+  if (!m.abandon) return;
+  forget_frames(*m.running);
+  throw Abandoned{};
 }
 
 void wake(int t) {
@@ -231,6 +242,7 @@ void fault(const std::string& what) {
   Machine& m = machine();
   if (!m.in_kernel) fail("simt: " + what);
   if (m.error.empty()) m.error = describe_thread(m.current) + ": " + what;
+  forget_frames(*m.running);
   throw Abandoned{};
 }
 

@@ -12,6 +12,13 @@
 #include <vector>
 
 #define LTE_SIMT 1
+#if defined(__SANITIZE_ADDRESS__)
+#define LTE_SIMT_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define LTE_SIMT_ASAN 1
+#endif
+#endif
 
 struct uint3 {
   unsigned x, y, z;
