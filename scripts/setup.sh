@@ -3,7 +3,7 @@
 # (root, or sudo without a password), otherwise prints the exact command and stops.
 set -euo pipefail
 packages=(cmake ninja-build git libeigen3-dev libfmt-dev libcli11-dev nlohmann-json3-dev
-  libtomlplusplus-dev libbenchmark-dev libgtest-dev libdnnl-dev libhwy-dev curl unzip ca-certificates)
+  libtomlplusplus-dev libbenchmark-dev libgtest-dev libdnnl-dev libhwy-dev libboost-context-dev curl unzip ca-certificates)
 command -v "${CXX:-c++}" > /dev/null || packages=(g++ "${packages[@]}")
 
 has() { dpkg-query -W -f='${Status}' "$1" 2> /dev/null | grep -q '^install ok installed$'; }

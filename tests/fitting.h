@@ -12,14 +12,14 @@ inline constexpr int kFitVocab = 16;
 // A dense model that was trained a little, and the data it came from.
 struct Fitting {
   ModelConfig c;
-  Backend be = open_backend("cpu", 2);
+  Backend be = test_backend(2);
   TokenSet train_set = patterned_tokens(3000, kFitVocab, 1),
            valid = patterned_tokens(400, kFitVocab, 2);
   Params dense;
   std::vector<std::string> stages;
 
   explicit Fitting(const char* spec = kGpt) : c(tiny(spec, kFitVocab)) {
-    dense = make_params(c, dense_plan(c));
+    dense = test_params(c, dense_plan(c));
     init_params(dense, 4);
     TrainSpec s{.steps = 30, .batch = 8, .seq = 16, .lr = 1e-2, .terms = {}};
     train(be, dense, dense_plan(c), train_set, valid, s, {});

@@ -17,7 +17,7 @@ double rounding(const Tensor& logits) {
 
 struct Layers {
   ModelConfig c = tiny(kLlama, kVocab);
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   Store s;
   Rng rng{4};
   Plan plan = routed(c, 4);
@@ -28,7 +28,7 @@ struct Layers {
       const std::vector<int> order = l.order;
       l = f, l.order = order, l.group = 4;
     }
-    p = make_params(c, plan);
+    p = test_params(c, plan);
     randomise(p, 21);
   }
   State run(lte::Run run = kMasked) { return run_forward(be, p, plan, tokens, kB, run); }
@@ -109,11 +109,11 @@ TEST(DownBias, IsAddedWhereTheFamilyHasNone) {
     const ModelConfig c = tiny(model, kVocab);
     Store s;
     Rng rng(4);
-    Backend be = open_backend("cpu", 1);
+    Backend be = test_backend(1);
     const Tensor tokens = s.ints(kT, kVocab, rng);
     Plan with = dense_plan(c);
     for (FfnPlan& f : with.layer) f.down_bias = true;
-    Params dense = make_params(c, dense_plan(c));
+    Params dense = test_params(c, dense_plan(c));
     randomise(dense, 5);
     Params p = apply_order(dense, with);
     const State want = run_forward(be, dense, dense_plan(c), tokens, 1, kMasked);

@@ -162,10 +162,10 @@ class Routing : public ::testing::TestWithParam<std::tuple<const char*, Kind>> {
  protected:
   const Kind& kind = std::get<1>(GetParam());
   ModelConfig c = tiny(std::get<0>(GetParam()), kVocab);
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   Store s;
   Rng rng{4};
-  Params dense = make_params(c, dense_plan(c));
+  Params dense = test_params(c, dense_plan(c));
   Tensor tokens = s.ints(kB * kT, kVocab, rng);
 
   void SetUp() override { randomise(dense, 21); }
@@ -258,6 +258,7 @@ TEST_P(Routing, ChunksAreThePrompt) {
         part.insert(part.end(), from, from + width);
       }
       forward(be, p, plan, s.ints(part), {kB, width, pos}, kGathered, state);
+      be.finish();
       for (int64_t b = 0; b < kB; ++b) {
         Tensor got = first_rows(state.logits, width), want = got;
         got.data = state.logits.as<float>() + b * width * kVocab;
@@ -320,7 +321,7 @@ TEST_P(Routing, SameBitsForAnyNumberOfThreads) {
   for (lte::Run run : {kMasked, kGathered}) {
     const State one = run_forward(be, p, plan, tokens, kB, run);
     for (int threads : {2, 7}) {
-      Backend other = open_backend("cpu", threads);
+      Backend other = test_backend(threads);
       const State state = run_forward(other, p, plan, tokens, kB, run);
       expect_same_bits(state.logits, one.logits, fmt::format("{} threads", threads));
     }

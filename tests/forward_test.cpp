@@ -25,7 +25,7 @@ struct Model {
   Rng rng{4};
   Tensor tokens;
   explicit Model(const char* spec, int64_t n = kB * kT) : c(tiny(spec, kVocab)) {
-    dense = make_params(c, dense_plan(c));
+    dense = test_params(c, dense_plan(c));
     randomise(dense, 21);
     tokens = s.ints(n, kVocab, rng);
   }
@@ -47,7 +47,7 @@ double open_share(const State& s) {
 class Forward : public ::testing::TestWithParam<const char*> {
  protected:
   Model m{GetParam()};
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   State dense = run_forward(be, m.dense, dense_plan(m.c), m.tokens, kB, kMasked);
 
   void same_as_dense(const Params& p, const Plan& plan, lte::Run run, const char* what) {
@@ -160,6 +160,7 @@ TEST_P(Forward, ChunksAreThePrompt) {
           part.insert(part.end(), from, from + width);
         }
         forward(be, p, plan, m.s.ints(part), {kB, width, pos}, kGathered, s);
+        be.finish();
         for (int64_t b = 0; b < kB; ++b) {
           Tensor got = first_rows(s.logits, width), want = got;
           got.data = s.logits.as<float>() + b * width * kVocab;
@@ -225,7 +226,7 @@ TEST_P(Forward, SameBitsForAnyNumberOfThreads) {
   for (lte::Run run : {kMasked, kSoft, kGathered}) {
     const State one = run_forward(be, p, plan, wide.tokens, B, run);
     for (int threads : {2, 7}) {
-      Backend other = open_backend("cpu", threads);
+      Backend other = test_backend(threads);
       const State s = run_forward(other, p, plan, wide.tokens, B, run);
       expect_same_bits(s.logits, one.logits, fmt::format("{} threads", threads));
       for (size_t i = 0; i < s.layer.size(); ++i)

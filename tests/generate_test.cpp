@@ -17,12 +17,12 @@ struct Model {
   ModelConfig c;
   Plan plan;
   Params params;
-  Backend be = open_backend("cpu", 2);
+  Backend be = test_backend(2);
 
   Model(const char* spec, const std::string& kind) : c(tiny(spec, kVocab)) {
     plan = kind == "routed" ? routed(c, 8) : dense_plan(c);
     for (size_t i = 0; kind == "pruned" && i < plan.layer.size(); ++i) plan.layer[i].order = {3, 7};
-    params = make_params(c, plan);
+    params = test_params(c, plan);
     randomise(params, 11);
     set_routers(params, 0.5, 0);
   }
@@ -80,7 +80,7 @@ TEST(Generate, SeedsDecide) {
   const Sampling how{.temperature = 1.5, .top_k = 0, .top_p = 1, .seed = 6};
   const std::vector<int32_t> a = m.run(prompt, 24, how).tokens;
   EXPECT_EQ(m.run(prompt, 24, how).tokens, a);
-  m.be = open_backend("cpu", 7);
+  m.be = test_backend(7);
   EXPECT_EQ(m.run(prompt, 24, how).tokens, a) << "another number of threads";
   Sampling other = how;
   other.seed = 7;

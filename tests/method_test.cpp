@@ -28,9 +28,9 @@ class EveryMethod : public ::testing::TestWithParam<const Method*> {};
 TEST_P(EveryMethod, IsDeterministicBySeed) {
   const Method& m = *GetParam();
   Fitting q(models_for(m)[0]);
-  q.be = open_backend("cpu", 1);
+  q.be = test_backend(1);
   const Fitted a = q.run(m.name, small_knobs(m));
-  q.be = open_backend("cpu", 7);
+  q.be = test_backend(7);
   const Fitted b = q.run(m.name, small_knobs(m));
   expect_same_bits(a.params.flat(), b.params.flat(), "7 threads");
   ASSERT_EQ(a.plan.layer.size(), b.plan.layer.size());
@@ -291,7 +291,7 @@ TEST(Forms, HoldWhatTheMethodsHold) {
       EXPECT_NEAR(masked.loss, gathered.loss, 1e-4);
       EXPECT_NEAR(masked.loss, decoded.loss, 1e-4);
       EXPECT_NEAR(gathered.active, 0.25, 0.15);
-      q.be = open_backend("cpu", 7);
+      q.be = test_backend(7);
       expect_same_bits(q.run(m.name, k).params.flat(), f.params.flat(), "7 threads");
     }
   }

@@ -18,10 +18,10 @@ struct Scored {
   Plan plan;
   Params p;
   TokenSet set = random_tokens(200, kVocab, 8);
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   explicit Scored(const char* spec, bool sparse) : c(tiny(spec, kVocab)) {
     plan = sparse ? routed(c, 4) : dense_plan(c);
-    p = make_params(c, plan);
+    p = test_params(c, plan);
     randomise(p, 31);
     if (sparse) set_routers(p, 1, 0);
   }
@@ -59,7 +59,7 @@ TEST_P(Score, DigestSeesEveryLogit) {
   const std::vector<Window> windows = test_windows(s.set, 16);
   const uint64_t before = s.run(windows, {4, 16, 0}).digest;
   for (int threads : {2, 7}) {
-    s.be = open_backend("cpu", threads);
+    s.be = test_backend(threads);
     EXPECT_EQ(s.run(windows, {4, 16, 0}).digest, before);
   }
   const float old = s.p.layer[1].proj_w.as<float>()[3];

@@ -43,8 +43,11 @@ class SimdTest : public ::testing::TestWithParam<const char*> {
   Tensor half(const Tensor& t) {
     Tensor h = t;
     h.dtype = DType::bf16;
-    s.blocks.emplace_back(h.bytes() + 2 * Store::kGuard, Store::kMark);
-    h.data = s.blocks.back().data() + Store::kGuard;
+    Arena& block = s.blocks.emplace_back();
+    block.reserve(h.bytes() + 2 * Store::kGuard);
+    block.used = block.capacity;
+    std::fill_n(block.base(), block.used, Store::kMark);
+    h.data = block.base() + Store::kGuard;
     for (int64_t i = 0; i < t.size(); ++i) {
       h.as<Bf16>()[i] = to_bf16(t.as<float>()[i]);
       t.as<float>()[i] = to_float(h.as<Bf16>()[i]);

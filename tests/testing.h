@@ -15,6 +15,7 @@
 
 #include "core/compare.h"
 #include "core/digest.h"
+#include "core/gpu.h"
 #include "core/ops.h"
 #include "core/rng.h"
 #include "core/tokens.h"
@@ -23,6 +24,47 @@
 namespace lte::testing {
 
 using Values = std::vector<double>;
+
+// The backend that the tests of whole models run on, and all there are for those of operations. The
+// same tests are compiled again for "cuda" and "cuda-simt".
+#ifdef LTE_TEST_BACKEND
+inline const char* const kTestBackend = LTE_TEST_BACKEND;
+inline const std::vector<const char*> kTestBackends = {LTE_TEST_BACKEND};
+#else
+inline const char* const kTestBackend = "cpu";
+inline const std::vector<const char*> kTestBackends = {
+    "cpu",      "cpu+naive",       "cpu+onednn", "cpu+fused", "cpu+onednn+fused",
+    "cpu+simd", "cpu+onednn+simd", "cuda"};
+#endif
+// Whether this build has every variant of a backend, "cpu+onednn+fused".
+inline bool in_this_build(const std::string& spec) {
+  return std::none_of(variants().begin(), variants().end(), [&](const Variant& v) {
+    return !v.patch && (spec + "+").find(std::string("+") + v.name + "+") != spec.npos;
+  });
+}
+// Why a backend is not to be had here; empty if it is.
+inline std::string missing(const std::string& spec) {
+  if (!in_this_build(spec)) return spec + " is not in this build";
+  return spec.rfind("cuda", 0) == 0 ? gpu_missing(spec.substr(0, spec.find('+'))) : "";
+}
+inline Backend test_backend(int threads = 1) { return open_backend(kTestBackend, threads); }
+inline Memory test_memory() {
+  static const Memory memory = test_backend().memory;
+  return memory;
+}
+inline Params test_params(const ModelConfig& c, const Plan& plan, DType dtype = DType::f32) {
+  return make_params(c, plan, dtype, test_memory());
+}
+#ifdef LTE_TEST_BACKEND
+// Without the backend all tests of the program are skipped, with the reason.
+struct NeedsBackend : ::testing::Environment {
+  void SetUp() override {
+    if (const std::string why = missing(kTestBackend); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+inline ::testing::Environment* const kNeedsBackend =
+    ::testing::AddGlobalTestEnvironment(new NeedsBackend);
+#endif
 
 inline double at(const Tensor& t, int64_t i) {
   return t.dtype == DType::f64 ? t.as<double>()[i] : static_cast<double>(t.as<float>()[i]);
@@ -50,13 +92,17 @@ inline double largest(const Values& v) {
 struct Store {
   static constexpr size_t kGuard = 64;
   static constexpr std::byte kMark{0xa5};
-  std::deque<std::vector<std::byte>> blocks;
+  Memory where = test_memory();
+  std::deque<Arena> blocks = {};
 
   // Filled with NaN, or with a number no list holds: what an operation does not write shows.
   Tensor blank(DType dtype, std::initializer_list<int64_t> dims) {
     Tensor t = shape(dtype, dims);
-    blocks.emplace_back(t.bytes() + 2 * kGuard, kMark);
-    t.data = blocks.back().data() + kGuard;
+    Arena& block = blocks.emplace_back(Arena{.where = where});
+    block.reserve(t.bytes() + 2 * kGuard);
+    block.used = block.capacity;
+    std::fill_n(block.base(), block.used, kMark);
+    t.data = block.base() + kGuard;
     for (int64_t i = 0; i < t.size(); ++i) {
       if (dtype == DType::i32) {
         t.as<int32_t>()[i] = -77777;
@@ -88,9 +134,9 @@ struct Store {
     return ints(v);
   }
   bool intact() const {
-    for (const auto& b : blocks) {
+    for (const Arena& b : blocks) {
       for (size_t i = 0; i < kGuard; ++i) {
-        if (b[i] != kMark || b[b.size() - 1 - i] != kMark) return false;
+        if (b.base()[i] != kMark || b.base()[b.used - 1 - i] != kMark) return false;
       }
     }
     return true;
@@ -121,31 +167,34 @@ inline void expect_close(const Tensor& got, const Values& want, double tolerance
 struct Size {
   int64_t rows, cols;
 };
-// The last one is cut into several pieces of work.
-constexpr Size kSizes[] = {{1, 1}, {1, 5}, {3, 7}, {17, 8}, {5, 33}, {130, 513}};
-
-// Whether this build has every variant of a backend, "cpu+onednn+fused".
-inline bool in_this_build(const std::string& spec) {
-  return std::none_of(variants().begin(), variants().end(), [&](const Variant& v) {
-    return !v.patch && (spec + "+").find(std::string("+") + v.name + "+") != spec.npos;
-  });
-}
+// The last one is cut into several pieces of work. Where the kernels of a GPU run on the CPU, a
+// thousand times slower, it is smaller, and so are the largest products.
+inline const bool kSlow = std::string_view(kTestBackend) == "cuda-simt";
+inline const Size kSizes[] = {{1, 1},  {1, 5},  {3, 7},
+                              {17, 8}, {5, 33}, kSlow ? Size{67, 70} : Size{130, 513}};
+inline bool too_large(int64_t multiplications) { return kSlow && multiplications > 400'000; }
 
 class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> {
  protected:
   const char* spec = std::get<0>(GetParam());
   const DType dtype = std::get<1>(GetParam());
-  const bool built = in_this_build(spec);
-  Backend backends[3] = {open(1), open(2), open(7)};
-  Store s;
+  const std::string why_not = missing(spec);
+  std::vector<Backend> backends = open();
+  Store s{.where = backends[0].memory};
   Rng rng{42};
 
   void SetUp() override {
-    if (!built) GTEST_SKIP() << spec << " is not in this build";
+    if (!why_not.empty()) GTEST_SKIP() << why_not;
   }
-  Backend open(int threads) const { return open_backend(built ? spec : "cpu", threads); }
+  // With 1, 2 and 7 threads; a GPU, which has its own, twice.
+  std::vector<Backend> open() const {
+    if (!why_not.empty()) return {open_backend("cpu", 1)};
+    Backend one = open_backend(spec, 1);
+    if (std::string_view(spec).starts_with("cuda")) return {one, one};
+    return {one, open_backend(spec, 2), open_backend(spec, 7)};
+  }
 
-  // Runs the operation with each number of threads from the same start; all must agree bit by bit.
+  // Runs the operation on each of them from the same start; all must agree bit by bit.
   void run(std::initializer_list<Tensor> outs, const std::function<void(const Ops&, Ctx&)>& f) {
     std::vector<std::string> before, first;
     for (const Tensor& t : outs) before.push_back(bits(t));
@@ -153,6 +202,7 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
       size_t i = 0;
       for (const Tensor& t : outs) std::memcpy(t.data, before[i++].data(), t.bytes());
       f(be.ops, *be.ctx);
+      be.finish();
       std::vector<std::string> now;
       for (const Tensor& t : outs) now.push_back(bits(t));
       if (first.empty()) first = now;
@@ -170,17 +220,15 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
   }
 };
 
-#define LTE_EVERY_BACKEND(Suite)                                                               \
-  INSTANTIATE_TEST_SUITE_P(                                                                    \
-      Cpu, Suite,                                                                              \
-      ::testing::Combine(::testing::Values("cpu", "cpu+naive", "cpu+onednn", "cpu+fused",      \
-                                           "cpu+onednn+fused", "cpu+simd", "cpu+onednn+simd"), \
-                         ::testing::Values(DType::f32, DType::f64)),                           \
-      [](const auto& info) {                                                                   \
-        std::string name = std::get<0>(info.param);                                            \
-        std::replace(name.begin(), name.end(), '+', '_');                                      \
-        return name + "_" + name_of(std::get<1>(info.param));                                  \
-      })
+#define LTE_EVERY_BACKEND(Suite)                                                          \
+  INSTANTIATE_TEST_SUITE_P(Every, Suite,                                                  \
+                           ::testing::Combine(::testing::ValuesIn(kTestBackends),         \
+                                              ::testing::Values(DType::f32, DType::f64)), \
+                           [](const auto& info) {                                         \
+                             std::string name = std::get<0>(info.param);                  \
+                             for (char& c : name) c = c == '+' || c == '-' ? '_' : c;     \
+                             return name + "_" + name_of(std::get<1>(info.param));        \
+                           })
 
 // ---- tiny models
 
@@ -251,6 +299,7 @@ inline State run_forward(Backend& be, const Params& p, const Plan& plan, const T
   const int64_t T = tokens.size() / B;
   State s = make_state(p, plan, B, T, T, keep);
   forward(be, p, plan, tokens, {B, T, 0}, run, s);
+  be.finish();
   return s;
 }
 

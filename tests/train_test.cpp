@@ -29,14 +29,14 @@ struct Trial {
   double router_std = 0.5, router_bias = 0;
 
   Params start() const {
-    Params p = make_params(c, plan);
+    Params p = test_params(c, plan);
     init_params(p, 11);
     set_routers(p, router_std, router_bias);
     return p;
   }
   Trained run(int threads = 1, TrainHooks hooks = {}) const {
-    Backend be = open_backend("cpu", threads);
-    Trained t{.p = start(), .m = make_params(c, plan), .v = make_params(c, plan), .log = {}};
+    Backend be = test_backend(threads);
+    Trained t{.p = start(), .m = test_params(c, plan), .v = test_params(c, plan), .log = {}};
     hooks.log = [&](const StepLog& l) { t.log.push_back(l); };
     const auto save = hooks.save;
     hooks.save = [&](const TrainState& s) {
@@ -85,7 +85,7 @@ TEST(AdamWByHand, ThreeSteps) {
   const double gradient[] = {1, -2, 0.5},
                p[] = {0.899000001, 0.9344383958186631, 0.9472262719750707};
   const double m[] = {0.1, -0.11, -0.049}, v[] = {0.05, 0.2475, 0.247625};
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   Store s;
   const Tensor tp = s.of(DType::f64, {1}, {1}), tm = s.of(DType::f64, {1}, {0}),
                tv = s.of(DType::f64, {1}, {0});
@@ -184,7 +184,7 @@ TEST(Train, SaveStopResumeContinuesBitEqual) {
                                                   {"steered", steered_trial()}};
   for (const auto& [name, s] : trials) {
     for (int64_t stop : {1, 4, 9, 10}) {
-      Params p = make_params(s.c, s.plan), m = clone(p), v = clone(p);
+      Params p = test_params(s.c, s.plan), m = clone(p), v = clone(p);
       int64_t step = -1;
       double eta = -1;
       const Trained whole = s.run(1, {.log = {},
@@ -321,7 +321,7 @@ TEST(Train, ClippingBoundsTheStepAndLogsTheNorm) {
 
 TEST(Train, ANumberThatIsNoneIsAnError) {
   Trial s;
-  Backend be = open_backend("cpu", 1);
+  Backend be = test_backend(1);
   Params p = s.start();
   p.layer[1].proj_w.as<float>()[5] = NAN;
   EXPECT_THROW(train(be, p, s.plan, s.train_set, s.probe, s.spec, {}), Error);
@@ -344,7 +344,7 @@ TEST(Train, DistillationPullsTowardsTheTeacher) {
     s.spec.terms.distill = share;
     const Trained t = s.run();
     Store store;
-    Backend be = open_backend("cpu", 1);
+    Backend be = test_backend(1);
     const Tensor in =
         store.ints(std::vector<int32_t>(s.probe.tokens.begin(), s.probe.tokens.begin() + 16));
     const State a = run_forward(be, t.p, s.plan, in, 1, {Gate::hard, Exec::masked});

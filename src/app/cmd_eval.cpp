@@ -52,9 +52,9 @@ void print_record(const Record& r) {
 }  // namespace
 
 int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
-  const LoadedRun run = load_run(a.run);
-  Dataset data = dataset_of(run, a.run, a.data, c);
   Backend be = open_backend(c.backend, c.threads);
+  const LoadedRun run = load_run(a.run, be.memory);
+  Dataset data = dataset_of(run, a.run, a.data, c);
   if (!a.labels.empty()) save_labels(a.labels, be, run, data);
   use_split(data, a.split);
   Experiment e;
@@ -83,7 +83,8 @@ int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
 }
 
 int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
-  LoadedRun run = load_run(a.run);
+  Backend be = open_backend(c.backend, c.threads);
+  LoadedRun run = load_run(a.run, be.memory);
   if (a.dtype == "bf16") run.params = to_bf16(run.params);
   LTE_CHECK(!a.prompt.empty(), "generate: --prompt wants a text");
   LTE_CHECK(a.tokens > 0 && a.temperature >= 0 && a.top_k >= 0 && a.top_p > 0 && a.top_p <= 1,
@@ -92,7 +93,6 @@ int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
   const std::vector<int32_t> prompt = encode(run.tokenizer, a.prompt);
   int32_t stop = -1;
   if (a.to_newline) stop = encode(run.tokenizer, "\n").at(0);
-  Backend be = open_backend(c.backend, c.threads);
   fmt::print("{}", a.prompt);
   const Generated g =
       generate(be, run.params, run.plan, prompt, a.tokens, stop,

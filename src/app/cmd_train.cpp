@@ -70,9 +70,9 @@ int cmd_fit(const CommonArgs& c, const FitArgs& a) {
     knobs[item.substr(0, equal)] = item.substr(equal + 1);
   }
   resolve_knobs(a.method, all_knobs(find_method(a.method)), knobs);  // fail before loading anything
-  const LoadedRun base = load_run(a.from);
-  const Dataset d = dataset_of(base, a.from, a.data, c);
   Backend be = open_backend(c.backend, c.threads);
+  const LoadedRun base = load_run(a.from, be.memory);
+  const Dataset d = dataset_of(base, a.from, a.data, c);
   ProgressLine line;
   auto start = Clock::now();
   std::string current;

@@ -216,7 +216,7 @@ void save_run(const std::string& folder, const Params& p, const Plan& plan,
              j.dump(1) + "\n");  // last: its presence says that the run is complete
 }
 
-LoadedRun load_run(const std::string& folder) {
+LoadedRun load_run(const std::string& folder, Memory where) {
   const std::string path = folder + "/run.json";
   LTE_CHECK(fs::exists(path),
             fmt::format("{}: is not a finished run folder (it has no run.json)", folder));
@@ -228,7 +228,7 @@ LoadedRun load_run(const std::string& folder) {
     ModelConfig cfg = parse_model(j.at("model").get<std::string>());
     cfg.vocab = j.at("vocab");
     Plan plan = plan_from(j.at("plan"));
-    LoadedRun run{.params = make_params(cfg, plan),
+    LoadedRun run{.params = make_params(cfg, plan, DType::f32, where),
                   .plan = plan,
                   .tokenizer = tokenizer_from_json(read_file(folder + "/tokenizer.json")),
                   .info = info_from(j.at("run"))};

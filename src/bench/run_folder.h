@@ -36,7 +36,7 @@ struct LoadedRun {
 void save_run(const std::string& folder, const Params&, const Plan&, const Tokenizer&,
               const RunInfo&);
 // Throws Error with one line where a file is missing, damaged, or does not fit the others.
-LoadedRun load_run(const std::string& folder);
+LoadedRun load_run(const std::string& folder, Memory = {});
 bool is_run(const std::string& folder);
 
 // Hooks that log every step to log.jsonl, checkpoint the stage every few seconds, and take it up

@@ -188,7 +188,7 @@ struct Runner {
       std::vector<Timed> timed;
       for (size_t i = 0; i < group.size(); ++i) {
         if (records[i].status != "ok") continue;
-        runs.push_back(std::make_unique<LoadedRun>(load_run(fit_folder(*group[i]))));
+        runs.push_back(std::make_unique<LoadedRun>(load_run(fit_folder(*group[i]), be.memory)));
         timed.push_back({runs.back().get(), &records[i]});
       }
       now.steps = spec.suite.repetitions;

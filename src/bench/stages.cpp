@@ -25,12 +25,14 @@ TrainSpec base_training(const BaseSpec& b, int seq, int max_seq) {
 LoadedRun train_base(Backend& be, const std::string& model, const TrainSpec& spec,
                      const Dataset& data, const std::string& folder,
                      const std::function<void(const StepLog&)>& watch) {
-  if (is_run(folder)) return load_run(folder);
+  if (is_run(folder)) return load_run(folder, be.memory);
   ModelConfig cfg = parse_model(model);
   cfg.vocab = static_cast<int>(data.tokenizer.vocab.size());
   const Plan plan = dense_plan(cfg);
-  LoadedRun run{
-      .params = make_params(cfg, plan), .plan = plan, .tokenizer = data.tokenizer, .info = {}};
+  LoadedRun run{.params = make_params(cfg, plan, DType::f32, be.memory),
+                .plan = plan,
+                .tokenizer = data.tokenizer,
+                .info = {}};
   init_params(run.params, spec.seed);
   const std::string key = sha256_hex(
       fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", kTrainerRevision, be.name, model,
@@ -66,7 +68,7 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
                      const std::string& method, const Knobs& knobs, uint64_t seed,
                      const std::string& folder,
                      const std::function<void(const std::string&, const StepLog&)>& watch) {
-  if (is_run(folder)) return load_run(folder);
+  if (is_run(folder)) return load_run(folder, be.memory);
   LTE_CHECK(base.info.kind == "base",
             "a method is fitted to a base model, and this run is a fit itself");
   const Knobs all = resolve_knobs(method, all_knobs(find_method(method)), knobs);

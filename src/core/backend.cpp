@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "core/cpu_fused.h"
+#include "core/gpu.h"
 
 namespace lte {
 namespace {
@@ -41,10 +42,15 @@ const Variant kVariants[] = {
      fused::kBf16Patch},
     {"cpu", "simd",
      "few tokens, gathered experts and bf16 weights by kernels of our own on Highway", kSimdPatch},
+    {"cuda", "tf32", "matrix products of floats on tensor cores with TF32: 10 bits of fraction",
+     kCudaTf32},
+    {"cuda", "atomic", "the gathered FFN of few tokens adds by atomics: in any order, other bits",
+     kCudaAtomic},
 };
 
 Backend open_cpu(int threads) {
   Backend b{.name = "cpu", .ops = {}, .ctx = std::make_shared<CpuCtx>(threads)};
+  b.ops.finish = [](Ctx&) {};
   fill_linear(b.ops);
   fill_norm(b.ops);
   fill_attention(b.ops);
@@ -66,8 +72,10 @@ Backend open_backend(std::string_view named, int threads) {
   const std::string_view spec = named == "auto" ? std::string_view(fastest) : named;
   const size_t plus = std::min(spec.find('+'), spec.size());
   const std::string_view base = spec.substr(0, plus);
-  LTE_CHECK(base == "cpu", fmt::format("unknown backend '{}'; known: cpu", base));
-  Backend backend = open_cpu(threads);
+  const bool gpu = base == "cuda" || base == "cuda-simt";
+  LTE_CHECK(base == "cpu" || gpu, fmt::format("unknown backend '{}'; known: cpu, cuda", base));
+  const std::string_view kind = gpu ? "cuda" : base;  // whose variants there are
+  Backend backend = gpu ? open_cuda(base) : open_cpu(threads);
   for (size_t at = plus; at < spec.size();) {
     const size_t end = std::min(spec.find('+', at + 1), spec.size());
     const std::string_view name = spec.substr(at + 1, end - at - 1);
@@ -75,7 +83,7 @@ Backend open_backend(std::string_view named, int threads) {
     bool found = false;
     for (const Variant& v : kVariants) {
       known += fmt::format(" {}+{}", v.backend, v.name);
-      if (v.backend != base || v.name != name) continue;
+      if (v.backend != kind || v.name != name) continue;
       LTE_CHECK(v.patch, fmt::format("variant '{}' of backend {} is not in this build: its library "
                                      "was not found, or the processor lacks its instructions",
                                      name, base));

@@ -50,6 +50,10 @@ struct GateLoss {
 };
 
 struct Ops {
+  // Returns when all that was enqueued is done: the host may then read and write tensors. Every
+  // other entry may return before its work is done, but takes tokens, targets and numbers at once.
+  void (*finish)(Ctx&);
+
   // == Embedding
 
   // out[n,:] = wte[token[n],:] + wpe[pos + t,:]       out[N,D] tokens[N] wte[V,D] wpe[P,D] or absent
@@ -187,6 +191,9 @@ struct Backend {
   std::string name;
   Ops ops;
   std::shared_ptr<Ctx> ctx;
+  Memory memory = {};  // where all tensors that it is given must lie, but tokens and targets
+
+  void finish() const { ops.finish(*ctx); }
 };
 
 // Another kernel for one or more entries of a backend: "cpu+naive".

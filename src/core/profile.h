@@ -12,6 +12,7 @@ namespace lte {
 // A test fails while an entry is missing.
 template <class F>
 constexpr void visit_ops(F&& f) {
+  f.template operator()<&Ops::finish>("finish");
   f.template operator()<&Ops::embed>("embed");
   f.template operator()<&Ops::embed_backward_add>("embed_backward_add");
   f.template operator()<&Ops::norm>("norm");

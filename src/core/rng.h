@@ -9,7 +9,7 @@
 
 namespace lte {
 
-inline uint64_t splitmix64(uint64_t x) {
+constexpr uint64_t splitmix64(uint64_t x) {
   x += 0x9e3779b97f4a7c15ull;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
@@ -17,24 +17,24 @@ inline uint64_t splitmix64(uint64_t x) {
 }
 
 // A random 64-bit number that is a pure function of its arguments.
-inline uint64_t hash64(uint64_t a, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0) {
+constexpr uint64_t hash64(uint64_t a, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0) {
   return splitmix64(splitmix64(splitmix64(splitmix64(a) ^ b) ^ c) ^ d);
 }
 
 struct Rng {
   uint64_t s[4];
 
-  explicit Rng(uint64_t seed) {
+  constexpr explicit Rng(uint64_t seed) : s{} {
     for (uint64_t& word : s) word = seed = splitmix64(seed);
   }
-  uint64_t next() {
+  constexpr uint64_t next() {
     auto rotl = [](uint64_t v, int k) { return (v << k) | (v >> (64 - k)); };
     const uint64_t result = rotl(s[0] + s[3], 23) + s[0], t = s[1] << 17;
     s[2] ^= s[0], s[3] ^= s[1], s[1] ^= s[2], s[0] ^= s[3], s[2] ^= t;
     s[3] = rotl(s[3], 45);
     return result;
   }
-  double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }  // [0, 1)
+  constexpr double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }  // [0, 1)
   // Uniform in [0, n), without bias (Lemire, 2019).
   uint64_t below(uint64_t n) {
     for (;;) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -86,17 +87,37 @@ inline Tensor first_rows(const Tensor& t, int64_t n) {
   return out;
 }
 
-// A block of host memory that tensors are carved from, each on a cache line of its own.
+// Zero-filled, in large pages where it can be; null where there is none (memory.cpp).
+void* make_host_memory(size_t bytes);
+
+// Where tensors lie: host memory, or memory that a GPU shares with the host, which the host may then
+// touch whenever Ops::finish has returned and nothing was enqueued since.
+struct Memory {
+  void* (*make)(size_t bytes) = make_host_memory;  // zero-filled
+  void (*release)(void*) = std::free;
+
+  struct Release {
+    void (*call)(void*) = nullptr;
+    void operator()(void* block) const { call(block); }
+  };
+};
+
+// A block of memory that tensors are carved from, each on a cache line of its own.
 struct Arena {
-  std::unique_ptr<std::byte[]> block;
+  Memory where = {};
+  std::unique_ptr<void, Memory::Release> block = {};
   size_t capacity = 0, used = 0;
 
   static constexpr size_t kAlign = 64;
   static size_t padded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-  void reserve(size_t bytes);  // zero-filled; in large pages where it can be (memory.cpp)
+  void reserve(size_t bytes) {
+    block = {where.make(bytes + kAlign), Memory::Release{where.release}};
+    LTE_CHECK(block, "out of memory: " + std::to_string(bytes) + " bytes were asked for");
+    capacity = bytes, used = 0;
+  }
   std::byte* base() const {
     auto address = reinterpret_cast<uintptr_t>(block.get());
-    return block.get() + (kAlign - address % kAlign) % kAlign;
+    return static_cast<std::byte*>(block.get()) + (kAlign - address % kAlign) % kAlign;
   }
   void carve(Tensor& t) {
     LTE_CHECK(used + padded(t.bytes()) <= capacity, "arena: reserved too little memory");

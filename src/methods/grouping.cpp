@@ -19,8 +19,9 @@ constexpr const char* kConstructions[] = {"kmeans", "coactivation", "random", "c
 // code caps at 1 for every 8 tokens, and its extension to soft activations.
 std::vector<std::vector<float>> coactivation(const FitInput& in, int64_t tokens, int64_t& seen) {
   const auto F = static_cast<int64_t>(in.dense.cfg.ffn);
-  std::vector<Floats> sums(in.dense.layer.size(), Floats(static_cast<size_t>(F * F)));
-  Floats absolute;
+  const Memory where = in.backend.memory;
+  std::vector<Floats> sums(in.dense.layer.size(), Floats(where, static_cast<size_t>(F * F)));
+  Floats absolute(where);
   seen += calibrate(in, in.dense, dense_plan(in.dense.cfg), tokens, [&](const State& s) {
     for (size_t i = 0; i < sums.size(); ++i) {
       const Tensor& act = s.layer[i].act;
@@ -28,6 +29,7 @@ std::vector<std::vector<float>> coactivation(const FitInput& in, int64_t tokens,
       std::copy_n(act.as<float>(), act.size(), absolute.begin());
       in.backend.ops.absolute(*in.backend.ctx, a);
       in.backend.ops.gemm_add(*in.backend.ctx, sum, a, true, a, false);
+      in.backend.finish();
     }
   });
   std::vector<std::vector<float>> together;

@@ -9,7 +9,7 @@ namespace lte {
 
 std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& plan,
                            const Contributions& c, int64_t first, int64_t rows) {
-  Floats z, hidden, in;
+  Floats z(be.memory), hidden(be.memory), in(be.memory);
   const Tensor scores = view(z, {rows, c.E});
   Tensor x = view(in, {rows, c.D});
   std::copy_n(c.input.begin() + first * c.D, x.size(), in.begin());
@@ -26,25 +26,33 @@ std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& pla
   if (plan.squash == Squash::sigmoid) be.ops.sigmoid(*be.ctx, scores);
   if (plan.squash == Squash::softmax) be.ops.softmax(*be.ctx, scores);
   if (plan.squash == Squash::absolute) be.ops.absolute(*be.ctx, scores);
+  be.finish();
   return {z.begin(), z.end()};
 }
 
 Labelled label_predictions(Backend& be, const LayerParams& w, const FfnPlan& plan,
                            const Contributions& c, double label) {
-  std::vector<float> scores = predict(be, w, plan, c, 0, c.n);
-  Labelled l{.open = Floats(scores.size()), .matters = Floats(scores.size()), .n = c.n, .E = c.E};
+  const std::vector<float> z = predict(be, w, plan, c, 0, c.n);
+  Floats scores(be.memory, z.size()), worth(be.memory);
+  std::copy(z.begin(), z.end(), scores.begin());
+  Labelled l{.open = Floats(be.memory, z.size()),
+             .matters = Floats(be.memory, z.size()),
+             .n = c.n,
+             .E = c.E};
   const Tensor gates = view(l.open, {c.n, c.E});
-  Tensor s = gates, row = shape(DType::f32, {1, c.E}), truth = row;
+  Tensor s = gates, row = view(worth, {1, c.E}), truth = row;
   s.data = scores.data();
   be.ops.gate(*be.ctx, gates, s, plan.rule, plan.cut);
+  be.finish();
   for (int64_t n = 0; n < c.n; ++n) {
     const float *open = &l.open[static_cast<size_t>(n * c.E)],
                 *y = &c.output[static_cast<size_t>(n * c.E)];
     float* matters = &l.matters[static_cast<size_t>(n * c.E)];
     if (label < 0) {
-      row.data = const_cast<float*>(y), truth.data = matters;
+      std::copy_n(y, c.E, worth.begin()), truth.data = matters;
       const auto k = static_cast<double>(std::count(open, open + c.E, 1.f));
       be.ops.gate(*be.ctx, truth, row, Rule::top_k, k);
+      be.finish();
     } else {
       for (int64_t e = 0; e < c.E; ++e) matters[e] = y[e] > static_cast<float>(label);
     }

@@ -114,6 +114,7 @@ int64_t calibrate(const FitInput& in, const Params& p, const Plan& plan, int64_t
       fill_row(in.train, w, row, T, inputs, targets);
     }
     forward(in.backend, p, plan, view, {B, T, 0}, {Gate::hard, Exec::masked}, state);
+    in.backend.finish();
     see(state);
   }
   return batches * B * T;

@@ -18,7 +18,7 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
                          const LayerState& s, Contributions& c) {
   const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
   c.output.resize(static_cast<size_t>((c.n + N) * c.E));
-  Floats block, output;
+  Floats block(be.memory), output(be.memory);
   Tensor act = view(block, {N, G}), y = view(output, {N, D}), down = shape(DType::f32, {G, D});
   for (int64_t e = 0; e < c.E; ++e) {
     for (int64_t n = 0; n < N; ++n) {
@@ -26,6 +26,7 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
     }
     down.data = w.down_w.as<float>() + e * G * D;
     be.ops.gemm(*be.ctx, y, act, false, down, false);
+    be.finish();
     for (int64_t n = 0; n < N; ++n) {
       const float* row = &output[static_cast<size_t>(n * D)];
       c.output[static_cast<size_t>((c.n + n) * c.E + e)] =
@@ -36,9 +37,10 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
 
 void append_measured(Backend& be, const LayerParams& w, const FfnPlan& plan, const LayerState& s,
                      Contributions& c) {
-  Floats memory;
+  Floats memory(be.memory);
   const Tensor scores = view(memory, {s.act.rows(), c.E});
   be.ops.measure(*be.ctx, scores, s.act, plan.weighted ? w.down_w : Tensor{}, plan.measure);
+  be.finish();
   c.output.insert(c.output.end(), memory.begin(), memory.end());
 }
 
@@ -47,10 +49,11 @@ void append_input(Backend& be, const FfnPlan& plan, const LayerState& s, const L
   Tensor x = plan.input == RouterInput::residual ? s.mid
              : plan.input == RouterInput::ahead  ? below.norm2
                                                  : s.norm2;
-  Floats memory;
+  Floats memory(be.memory);
   if (plan.input == RouterInput::unit) {
     const Tensor unit = view(memory, {x.rows(), x.cols()});
     be.ops.unit_rows(*be.ctx, unit, x);
+    be.finish();
     x = unit;
   }
   c.input.insert(c.input.end(), x.as<float>(), x.as<float>() + x.size());
@@ -65,7 +68,7 @@ struct Trainee {
   const PredictorSpec& spec;
   bool two = plan.router == RouterKind::two_layer;
   int64_t D = data.D, E = data.E, R = plan.width;
-  Floats memory[6];
+  std::vector<Floats> memory = std::vector<Floats>(6, Floats(be.memory));
   Tensor x, target, inner, z, dz, dinner;
   struct Part {
     Tensor p;
@@ -79,7 +82,8 @@ struct Trainee {
     if (two) inner = view(memory[4], {rows, R}), dinner = view(memory[5], {rows, R});
     for (const Tensor& p : {w.router_in, w.router_w, w.router_b}) {
       const auto n = p ? static_cast<size_t>(p.size()) : 0;
-      parts.push_back({p, Floats(n), Floats(n), Floats(n)});
+      const Floats none(be.memory, n);
+      parts.push_back({p, none, none, none});
     }
   }
   Tensor like(size_t part, Floats& memory_of) {
@@ -88,7 +92,9 @@ struct Trainee {
     return t;
   }
 
+  // Waits for the step before, whose inputs it overwrites.
   void load(std::span<const int64_t> rows) {
+    be.finish();
     for (size_t r = 0; r < rows.size(); ++r) {
       std::copy_n(&data.input[static_cast<size_t>(rows[r] * D)], D,
                   x.as<float>() + static_cast<int64_t>(r) * D);
@@ -132,6 +138,7 @@ struct Trainee {
   // Writes dz for the loaded rows; returns the mean loss of those kinds whose merit it is.
   double loss(int64_t rows) {
     const auto size = static_cast<size_t>(rows * E);
+    be.finish();
     const float *t = target.as<float>(), *s = z.as<float>();
     float* d = dz.as<float>();
     const float mean =
@@ -140,6 +147,7 @@ struct Trainee {
     std::copy_n(s, size, d);
     if (spec.loss == PredictorLoss::softmax) {
       be.ops.softmax(*be.ctx, first_rows(dz, rows));
+      be.finish();
       for (size_t i = 0; i < size; ++i) {
         sum -= t[i] * std::log(std::max(1e-30f, d[i]));
         d[i] = (d[i] - t[i]) / static_cast<float>(rows);
@@ -150,6 +158,7 @@ struct Trainee {
       const bool weighted = spec.loss == PredictorLoss::weighted;
       const float scale = 1 / static_cast<float>(size);
       be.ops.sigmoid(*be.ctx, first_rows(dz, rows));
+      be.finish();
       for (size_t i = 0; i < size; ++i) {
         const float weight = weighted ? t[i] + (1 - t[i]) * (mean + 0.005f) : 1;
         d[i] = weight * (d[i] - t[i]) * scale;
@@ -176,6 +185,7 @@ struct Trainee {
     if (two) {
       const Tensor di = first_rows(dinner, rows);
       be.ops.gemm(*be.ctx, di, d, false, w.router_w, false);
+      be.finish();
       for (int64_t i = 0; plan.inner != Inner::none && i < di.size(); ++i) {
         const float h = from.as<float>()[i];  // after the activation: its slope is known from it
         di.as<float>()[i] *= plan.inner == Inner::relu ? (h > 0 ? 1.f : 0.f) : 1 - h * h;
@@ -204,6 +214,7 @@ struct Trainee {
           rows.subspan(at, std::min(rows.size() - at, static_cast<size_t>(x.rows())));
       const auto n = static_cast<int64_t>(batch.size());
       load(batch), run(n);
+      be.finish();
       if (spec.loss == PredictorLoss::weighted) {
         for (int64_t i = 0; i < n * E; ++i) {
           const bool yes = target.as<float>()[i] > static_cast<float>(spec.label);
@@ -213,6 +224,7 @@ struct Trainee {
         const auto k = std::max<int64_t>(1, std::llround(spec.active * static_cast<double>(E)));
         const Tensor gates = first_rows(dz, n);
         be.ops.gate(*be.ctx, gates, first_rows(z, n), Rule::top_k, static_cast<double>(k));
+        be.finish();
         for (int64_t i = 0; i < n * E; ++i) {
           all += target.as<float>()[i], hit += target.as<float>()[i] * gates.as<float>()[i];
         }
@@ -271,7 +283,6 @@ double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const C
             .plan = plan,
             .data = data,
             .spec = spec,
-            .memory = {},
             .x = {},
             .target = {},
             .inner = {},
@@ -304,6 +315,7 @@ double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const C
       best.emplace_back(p, p + part.g.size());
     }
   }
+  be.finish();
   LTE_CHECK(!best.empty(), "the predictor's validation figure is not finite");
   for (size_t i = 0; i < best.size(); ++i) {
     if (t.parts[i].p) std::copy(best[i].begin(), best[i].end(), t.parts[i].p.as<float>());
@@ -340,19 +352,22 @@ void init_predictors(Params& p, const Plan& plan, uint64_t seed) {
 namespace {
 
 // Share of the experts that the rule opens with this cut.
-double opened(Backend& be, std::vector<float>& scores, int64_t E, Rule rule, double cut) {
-  Floats memory;
+double opened(Backend& be, Floats& scores, int64_t E, Rule rule, double cut) {
+  Floats memory(be.memory);
   const Tensor gates = view(memory, {static_cast<int64_t>(scores.size()) / E, E});
   Tensor s = gates;
   s.data = scores.data();
   be.ops.gate(*be.ctx, gates, s, rule, cut);
+  be.finish();
   return static_cast<double>(std::count(memory.begin(), memory.end(), 1.f)) /
          static_cast<double>(memory.size());
 }
 
 // The cut at which the rule opens the share `active`.
-double find_cut(Backend& be, std::vector<float>& scores, int64_t E, Rule rule, double active) {
-  if (rule == Rule::threshold) return quantile(scores, active);
+double find_cut(Backend& be, const std::vector<float>& seen, int64_t E, Rule rule, double active) {
+  if (rule == Rule::threshold) return quantile(seen, active);
+  Floats scores(be.memory, seen.size());
+  std::copy(seen.begin(), seen.end(), scores.begin());
   double low = 0, high = 1;  // more is opened as cumulative rises, and as relative_max falls
   for (int i = 0; i < 40; ++i) {
     const double cut = 0.5 * (low + high);

@@ -100,6 +100,7 @@ LayerScores taylor_scores(const FitInput& in, int64_t tokens, int64_t& seen) {
     backward(in.backend, in.dense, plan, data.x, data.y, {B, T, 0}, run, {},
              1.0 / static_cast<double>(counted * batches), {}, state, grads);
   }
+  in.backend.finish();
   seen += batches * B * T;
   LayerScores all;
   for (size_t i = 0; i < in.dense.layer.size(); ++i) {
@@ -130,7 +131,7 @@ LearntMask learn_mask(const FitInput& in, TrainSpec train, const MaskSpec& spec)
   Batches data(in, B, T);
   State state = make_state(p, plan, B, T, T, Keep::all_layers);
   Gradients grads = make_gradients(p, plan, state);
-  Params m = make_params(p.cfg, plan), v = make_params(p.cfg, plan);
+  Params m = make_params(p.cfg, plan, DType::f32, p.memory.where), v = clone(m);
   const size_t L = p.layer.size(), F = static_cast<size_t>(in.dense.cfg.ffn);
   LayerScores logits(L, std::vector<double>(F, 2));
   std::vector<Adam> adam(L, Adam(F));
@@ -155,6 +156,7 @@ LearntMask learn_mask(const FitInput& in, TrainSpec train, const MaskSpec& spec)
     forward(in.backend, p, plan, data.x, {B, T, 0}, run, state);
     backward(in.backend, p, plan, data.x, data.y, {B, T, 0}, run, terms,
              1.0 / static_cast<double>(counted), {}, state, grads);
+    in.backend.finish();
     const double progress = static_cast<double>(step) / static_cast<double>(spec.steps);
     const double wanted = (1 - spec.active) * std::min(1.0, progress / 0.5);
     for (Constraint& c : constraints) {
@@ -180,6 +182,7 @@ LearntMask learn_mask(const FitInput& in, TrainSpec train, const MaskSpec& spec)
     }
     adamw_step(in.backend, p, grads, m, v, train, step, false);
   }
+  in.backend.finish();
   LearntMask learnt{.logits = std::move(logits), .params = clone(in.dense)};
   std::vector<Tensor> trained;
   visit_params(p, [&](Tensor& t, const ParamInfo& info) {

@@ -38,10 +38,17 @@ void check_routers(const Plan& plan, Run run, const LossTerms& terms) {
   }
 }
 
+// `size` elements of a row of sums.
+Tensor part_of(const Tensor& row, int64_t first, int64_t size) {
+  Tensor t = shape(DType::f64, {size});
+  t.data = row.as<double>() + first;
+  return t;
+}
+
 // The gradient that reaches the router's logits, from the task through the gates (p.g.dgates) and
 // from the regularisers; then on to its weights and its input. L and E normalise as in the paper.
 void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
-                     const LayerState& s, Tensor dgates, GateSums& sums, size_t layers) {
+                     const LayerState& s, Tensor dgates, Tensor sums, size_t layers) {
   const Ops& op = p.be.ops;
   const bool weights = plan.squash == Squash::kept_softmax;
   const bool through_task = p.run.gate == Gate::soft || p.terms.straight_through || weights;
@@ -52,12 +59,10 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
                       .tau = p.terms.tau,
                       .eps = p.terms.sep_eps,
                       .clip = p.terms.sep_clip};
-  op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, p.g.sums, s.scores, loss);
-  const double* v = p.g.sums.as<double>();
-  sums.square = v[0], sums.separation = v[1], sums.above = v[2];
+  op.gate_loss_add(*p.be.ctx, p.terms.train_routers ? dgates : Tensor{}, part_of(sums, 0, 3),
+                   s.scores, loss);
   if (p.run.gate == Gate::hard) {  // the gates that are open, by whatever rule and cut
-    op.gate_loss_add(*p.be.ctx, {}, p.g.sums, s.gates, {.tau = 0, .eps = 1});
-    sums.above = v[2];
+    op.gate_loss_add(*p.be.ctx, {}, part_of(sums, 3, 3), s.gates, {.tau = 0, .eps = 1});
   }
   if (!reaches_router(plan, p.run, p.terms)) return;
   if (weights) op.gate_softmax_backward(*p.be.ctx, dgates, dgates, s.gates);
@@ -70,7 +75,7 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
 }
 
 void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
-                  const LayerState& s, GateSums& sums, size_t layers) {
+                  const LayerState& s, Tensor sums, size_t layers) {
   const Ops& op = p.be.ops;
   LTE_CHECK(plan.in_cut < 0, "backward: sparse inputs are not trained under");
   const bool routed = plan.router != RouterKind::none;
@@ -83,10 +88,9 @@ void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const Ffn
     op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
                               p.run.gate == Gate::soft ? s.scores : s.gates);
   }
-  sums.hoyer = 0;
   if (p.terms.hoyer > 0) {
-    op.hoyer_add(*p.be.ctx, dact, p.g.sums, s.act, p.terms.hoyer / static_cast<double>(layers));
-    sums.hoyer = *p.g.sums.as<double>();
+    op.hoyer_add(*p.be.ctx, dact, part_of(sums, 6, 1), s.act,
+                 p.terms.hoyer / static_cast<double>(layers));
   }
   if (p.c.gated) {
     op.activate_backward(*p.be.ctx, dact, dup, dact, s.gate, s.up, p.c.act);
@@ -144,6 +148,8 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
                    weight * (1 - distill));
   if (teacher) op.distill_add(*be.ctx, dlogits, logits, teacher, targets, weight * distill);
   Params& d = g.d;
+  g.gate = run.gate;
+  op.fill(*be.ctx, g.sums, 0);
   op.gemm(*be.ctx, pass.dnorm, dlogits, false, p.head(), false);
   op.gemm_add(*be.ctx, d.head(), dlogits, true, first_rows(state.norm, N), false);
   op.fill(*be.ctx, pass.dx, 0);
@@ -151,7 +157,8 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
                        first_rows(state.x_out, N), p.norm_w);
   for (size_t i = p.layer.size(); i-- > 0;) {
     const LayerState s = rows_of(state.layer[i], chunk);
-    ffn_backward(pass, p.layer[i], d.layer[i], plan.layer[i], s, g.gate_sums[i], p.layer.size());
+    ffn_backward(pass, p.layer[i], d.layer[i], plan.layer[i], s,
+                 slice(g.sums, static_cast<int64_t>(i)), p.layer.size());
     attention_backward(pass, p.layer[i], d.layer[i], s);
   }
   op.embed_backward_add(*be.ctx, d.wte, d.wpe, pass.dx, tokens, chunk);

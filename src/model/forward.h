@@ -77,11 +77,17 @@ struct GateSums {
 
 struct Gradients {
   Params d;  // same shape as the parameters
-  Tensor dlogits, dx, dnorm, dattended, dqkv, dact, dup, dgates, sums;
-  std::vector<GateSums> gate_sums;  // written by backward
+  Tensor dlogits, dx, dnorm, dattended, dqkv, dact, dup, dgates;
+  // Written by backward: the run's gate, and [L,7] (f64) Ops::gate_loss_add of the scores, the same
+  // of the gates, and the sum of Ops::hoyer_add.
+  Gate gate;
+  Tensor sums;
+  Tensor norm;  // [1] (f64) sum of squares, written by adamw_step
   Arena memory;
 };
 Gradients make_gradients(const Params&, const Plan&, const State&);
+// What the last backward summed in that layer, once the backend has finished.
+GateSums gate_sums(const Gradients&, size_t layer);
 
 // Adds the gradient of  weight * sum(task losses) + regularisers  to grads.d, after a masked
 // forward over whole prompts with Keep::all_layers. losses of the state are written. targets < 0 do

@@ -77,6 +77,7 @@ Generated generate(Backend& be, const Params& p, const Plan& plan, std::span<con
     Tensor in = shape(DType::i32, {T});
     in.data = chunk.data();
     forward(be, p, plan, in, {1, T, pos}, {Gate::hard, Exec::gathered}, state);
+    be.finish();
     out.active += active_of(p, plan, state, T);
     pos += T;
     const float* last = state.logits.as<float>() + (T - 1) * p.cfg.vocab;

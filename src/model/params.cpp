@@ -93,7 +93,7 @@ void visit_params(Params& p, const std::function<void(Tensor&, const ParamInfo&)
   weight(p.head_w, "head.weight", std);
 }
 
-Params make_params(const ModelConfig& cfg, const Plan& plan, DType dtype) {
+Params make_params(const ModelConfig& cfg, const Plan& plan, DType dtype, Memory where) {
   LTE_CHECK(cfg.vocab > 0, "make_params: the vocabulary is empty");
   check_plan(cfg, plan);
   Params p{.cfg = cfg,
@@ -104,7 +104,7 @@ Params make_params(const ModelConfig& cfg, const Plan& plan, DType dtype) {
            .norm_w = {},
            .norm_b = {},
            .head_w = {},
-           .memory = {}};
+           .memory = {.where = where}};
   shape_params(p, plan);
   size_t bytes = 0;
   visit_params(p, [&](Tensor& t, const ParamInfo&) { bytes += Arena::padded(t.bytes()); });
@@ -113,7 +113,9 @@ Params make_params(const ModelConfig& cfg, const Plan& plan, DType dtype) {
   return p;
 }
 
-Params clone(const Params& from) {
+Params clone(const Params& from) { return clone(from, from.memory.where); }
+
+Params clone(const Params& from, Memory where) {
   Params p{.cfg = from.cfg,
            .dtype = from.dtype,
            .wte = from.wte,
@@ -122,7 +124,7 @@ Params clone(const Params& from) {
            .norm_w = from.norm_w,
            .norm_b = from.norm_b,
            .head_w = from.head_w,
-           .memory = {}};
+           .memory = {.where = where}};
   p.memory.reserve(from.memory.used);
   visit_params(p, [&](Tensor& t, const ParamInfo&) { p.memory.carve(t); });
   std::memcpy(p.memory.base(), from.memory.base(), from.memory.used);
@@ -156,7 +158,7 @@ Params to_bf16(const Params& from) {
             .norm_w = from.norm_w,
             .norm_b = from.norm_b,
             .head_w = from.head_w,
-            .memory = {}};
+            .memory = {.where = from.memory.where}};
   size_t bytes = 0;
   visit_params(to, [&](Tensor& t, const ParamInfo&) {
     if (t.rank > 1) t.dtype = DType::bf16;
@@ -195,7 +197,7 @@ int64_t count_params(const Params& p) {
 }
 
 Params apply_order(const Params& from, const Plan& plan) {
-  Params to = make_params(from.cfg, plan, from.dtype);
+  Params to = make_params(from.cfg, plan, from.dtype, from.memory.where);
   copy_matching(to, from);
   for (size_t i = 0; i < to.layer.size(); ++i) {
     const std::vector<int>& order = plan.layer[i].order;

@@ -56,9 +56,11 @@ struct ParamInfo {
 // THE list of parameters. Calls f on every tensor that the configuration has, in storage order.
 void visit_params(Params&, const std::function<void(Tensor&, const ParamInfo&)>& f);
 
-// Memory of the right shape, zero-filled. `plan` gives kept neurons and routers.
-Params make_params(const ModelConfig&, const Plan&, DType = DType::f32);
+// Memory of the right shape, zero-filled. `plan` gives kept neurons and routers. What is made from
+// parameters (copies, states, gradients) lies in their memory.
+Params make_params(const ModelConfig&, const Plan&, DType = DType::f32, Memory = {});
 Params clone(const Params&);
+Params clone(const Params&, Memory);  // into another memory, such as a backend's
 // The same model with matrices rounded to bf16, for running only: half the bytes of a decode step. Wants
 // floats, and a backend that has kernels for it (cpu+simd).
 Params to_bf16(const Params&);

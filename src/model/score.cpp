@@ -116,9 +116,11 @@ struct Walk {
     in.data = chunk_tokens.data(), want.data = chunk_targets.data();
     const auto start = Clock::now();
     forward(be, p, plan, in, {B, width, pos}, {Gate::hard, exec}, state);
+    be.finish();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     be.ops.cross_entropy(*be.ctx, first_rows(state.losses, B * width), {},
                          first_rows(state.logits, B * width), want, 1);
+    be.finish();
     collect(pos, width);
     return seconds;
   }
@@ -245,6 +247,7 @@ void each_window(Backend& be, const Params& p, const Plan& plan, const TokenSet&
     Tensor in = shape(DType::i32, {T});
     in.data = tokens.data();
     forward(be, p, plan, in, {1, T, 0}, {gate, Exec::masked}, state);
+    be.finish();
     see(state);
   }
 }

@@ -72,7 +72,7 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
           .stats = {},
           .logits = {},
           .losses = {},
-          .memory = {}};
+          .memory = {.where = p.memory.where}};
   s.layer.resize(p.layer.size());
   size_t shared = 0, own = 0;
   for (size_t i = 0; i < s.layer.size(); ++i) {
@@ -104,7 +104,7 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
 Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
   LTE_CHECK(p.dtype != DType::bf16, "a model of bf16 can be run, not trained");
   const int64_t N = s.B * s.T, D = p.cfg.dim;
-  Gradients g{.d = make_params(p.cfg, plan, p.dtype),
+  Gradients g{.d = make_params(p.cfg, plan, p.dtype, p.memory.where),
               .dlogits = s.logits,
               .dx = {},
               .dnorm = {},
@@ -113,9 +113,10 @@ Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
               .dact = {},
               .dup = {},
               .dgates = {},
+              .gate = {},
               .sums = {},
-              .gate_sums = {},
-              .memory = {}};
+              .norm = {},
+              .memory = {.where = p.memory.where}};
   int64_t F = 1, E = 1;
   for (const FfnPlan& f : plan.layer) {
     F = std::max(F, kept_neurons(p.cfg, f)), E = std::max(E, experts(p.cfg, f));
@@ -124,14 +125,20 @@ Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
   g.dattended = s.layer[0].attended, g.dqkv = s.layer[0].qkv;
   g.dact = g.dup = shape(p.dtype, {N, F});
   g.dgates = shape(p.dtype, {N, E});
-  g.sums = shape(DType::f64, {3});
-  g.gate_sums.resize(p.layer.size());
+  g.sums = shape(DType::f64, {p.cfg.layers, 7});
+  g.norm = shape(DType::f64, {1});
   place(g.memory, [&](auto&& f) {
-    for (Tensor* t :
-         {&g.dlogits, &g.dx, &g.dnorm, &g.dattended, &g.dqkv, &g.dact, &g.dup, &g.dgates, &g.sums})
+    for (Tensor* t : {&g.dlogits, &g.dx, &g.dnorm, &g.dattended, &g.dqkv, &g.dact, &g.dup,
+                      &g.dgates, &g.sums, &g.norm})
       f(*t);
   });
   return g;
+}
+
+GateSums gate_sums(const Gradients& g, size_t layer) {
+  const double* s = g.sums.as<double>() + 7 * layer;
+  return {
+      .square = s[0], .separation = s[1], .above = s[g.gate == Gate::hard ? 5 : 2], .hoyer = s[6]};
 }
 
 }  // namespace lte

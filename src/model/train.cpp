@@ -49,6 +49,7 @@ struct Probe {
   double crossings(Backend& be, const Params& p, const Plan& plan, Gate gate, double tau) {
     if (!state) return 0;
     forward(be, p, plan, view(tokens), chunk, {gate, Exec::masked}, *state);
+    be.finish();
     std::vector<uint8_t> now;
     for (const LayerState& l : state->layer) {
       for (int64_t i = 0; i < l.scores.size(); ++i) now.push_back(l.scores.as<float>()[i] > tau);
@@ -108,13 +109,17 @@ struct Stage {
       if (teacher) forward(be, *spec.teacher, *teacher_plan, in, chunk, run, *teacher);
       backward(be, p, plan, in, want, chunk, run, terms, 1.0 / static_cast<double>(counted),
                teacher ? teacher->logits : Tensor{}, state, grads);
+      be.finish();
       for (int64_t n = 0; n < state.losses.size(); ++n) loss += state.losses.as<float>()[n];
-      for (size_t i = 0; plan.routed() && i < grads.gate_sums.size(); ++i) {
+      const size_t layers = state.layer.size();
+      for (size_t i = 0; plan.routed() && i < layers; ++i) {
+        const GateSums sums = gate_sums(grads, i);
         const auto size = static_cast<double>(state.layer[i].scores.size());
-        const double share = 1 / static_cast<double>(grads.gate_sums.size() * spec.accum) / size;
-        square += grads.gate_sums[i].square * share;
-        separation += grads.gate_sums[i].separation * share;
-        above += grads.gate_sums[i].above * share;
+        const double share =
+            1 / static_cast<double>(layers * static_cast<size_t>(spec.accum)) / size;
+        square += sums.square * share;
+        separation += sums.separation * share;
+        above += sums.above * share;
         experts += size;
       }
     }
@@ -183,8 +188,9 @@ double learning_rate(const TrainSpec& s, int64_t step) {
 
 double adamw_step(Backend& be, Params& p, Gradients& g, Params& m, Params& v, const TrainSpec& spec,
                   int64_t step, bool routers) {
-  be.ops.sum_squares(*be.ctx, g.sums, g.d.flat());
-  const double norm = std::sqrt(*g.sums.as<double>());
+  be.ops.sum_squares(*be.ctx, g.norm, g.d.flat());
+  be.finish();
+  const double norm = std::sqrt(*g.norm.as<double>());
   LTE_CHECK(std::isfinite(norm),
             fmt::format("training: the gradient is not finite at step {}", step));
   AdamW a{.lr = learning_rate(spec, step),
@@ -210,7 +216,8 @@ double adamw_step(Backend& be, Params& p, Gradients& g, Params& m, Params& v, co
 void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
            const TokenSet& probe_set, const TrainSpec& spec, const TrainHooks& hooks) {
   Stage stage = make_stage(be, params, plan, set, spec);
-  Params m = make_params(params.cfg, plan), v = make_params(params.cfg, plan);
+  Params m = make_params(params.cfg, plan, DType::f32, params.memory.where),
+         v = make_params(params.cfg, plan, DType::f32, params.memory.where);
   const bool steers = spec.steer_to >= 0;
   int64_t step = 0;
   double eta = steers ? 0 : spec.terms.eta;
@@ -234,6 +241,7 @@ void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
     LTE_CHECK(counted > 0, "training: a batch has no scored token");
     stage.gradients(counted, terms, log);
     log.grad_norm = adamw_step(be, params, stage.grads, m, v, spec, step, terms.train_routers);
+    be.finish();
     log.crossings = probe.crossings(be, params, plan, spec.gate, terms.tau);
     log.eta = terms.eta, log.lambda = terms.lambda, log.lr = learning_rate(spec, step);
     if (steers && terms.train_routers) eta = steered(spec, eta, log.active, progress);

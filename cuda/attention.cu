@@ -1,0 +1,226 @@
+// Rotary positions, key-value cache and causal attention. With stored probabilities (training):
+// batched products by cuBLAS around a softmax of rows. Without: the kernels of attention.h.
+#include "attention.h"
+
+namespace lte {
+namespace {
+
+template <class T>
+struct Rope {
+  T* x;
+  int64_t width, heads, half, T_, pos;
+  double theta;
+  bool inverse;
+  __device__ void operator()(int64_t i) const {
+    const int64_t n = i / (heads * half), h = i / half % heads, j = i % half;
+    const double angle = static_cast<double>(pos + n % T_) *
+                         pow(theta, -static_cast<double>(j) / static_cast<double>(half));
+    const T c = static_cast<T>(cos(angle)), s = static_cast<T>(inverse ? -sin(angle) : sin(angle));
+    T* head = x + n * width + h * 2 * half;
+    const T first = head[j], second = head[j + half];
+    head[j] = first * c - second * s;
+    head[j + half] = first * s + second * c;
+  }
+};
+
+void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double theta, bool inverse) {
+  with_type(x, [&]<class T>() {
+    each(ctx, chunk.B * chunk.T * heads * (C / 2),
+         Rope<T>{ptr<T>(x), x.cols(), heads, C / 2, chunk.T, chunk.pos, theta, inverse});
+  });
+}
+
+template <class T>
+struct StoreKv {
+  T *k, *v;
+  const T* qkv;
+  int64_t width, S, T_, pos, H, K, C;
+  __device__ void operator()(int64_t i) const {  // i over [B,T,K,C]
+    const int64_t n = i / (K * C), head = i / C % K, c = i % C;
+    const int64_t to = ((n / T_ * K + head) * S + pos + n % T_) * C + c;
+    const T* from = qkv + n * width + (H + head) * C + c;
+    k[to] = from[0], v[to] = from[K * C];
+  }
+};
+
+void store_kv(Ctx& ctx, Tensor k, Tensor v, Tensor qkv, Chunk chunk, HeadShape s) {
+  LTE_CHECK(chunk.pos + chunk.T <= k.dim[2], "store_kv: the key-value cache is full");
+  with_type(k, [&]<class T>() {
+    each(ctx, chunk.B * chunk.T * s.K * s.C,
+         StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, chunk.pos,
+                    s.H, s.K, s.C});
+  });
+}
+
+// A batch of row-major products out = alpha op(a) op(b) + beta out, one a key-value head.
+struct Side {
+  const void* data;
+  int64_t stride, batch;  // of rows, of the batch, in elements
+  bool transposed;
+};
+template <class T>
+void batched(CudaCtx& c, T* out, int64_t stride, int64_t batch, int64_t rows, int64_t cols,
+             int64_t inner, const Side& a, const Side& b, T alpha, T beta, int64_t count) {
+  const auto op = [](const Side& s) { return s.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  const auto n = [](int64_t v) { return static_cast<int>(v); };
+  cublasStatus_t status;
+  if constexpr (sizeof(T) == 8) {
+    status = cublasDgemmStridedBatched(c.blas, op(b), op(a), n(cols), n(rows), n(inner), &alpha,
+                                       static_cast<const T*>(b.data), n(b.stride), b.batch,
+                                       static_cast<const T*>(a.data), n(a.stride), a.batch, &beta,
+                                       out, n(stride), batch, n(count));
+  } else {
+    status = cublasSgemmStridedBatched(c.blas, op(b), op(a), n(cols), n(rows), n(inner), &alpha,
+                                       static_cast<const T*>(b.data), n(b.stride), b.batch,
+                                       static_cast<const T*>(a.data), n(a.stride), a.batch, &beta,
+                                       out, n(stride), batch, n(count));
+  }
+  check_blas(status, "a batched product");
+}
+
+// The row of probabilities that a block works on: blockIdx.x = (b H + h) T + t.
+template <class T>
+__global__ void causal_softmax_kernel(T* probs, int64_t T_, int64_t pos) {
+  const int64_t reach = pos + T_, length = pos + blockIdx.x % T_ + 1;
+  T* row = probs + blockIdx.x * reach;
+  T top = kLowest<T>, sum = 0;
+  for (int64_t j = threadIdx.x; j < length; j += blockDim.x) top = max_of(top, row[j]);
+  top = block_max(top);
+  for (int64_t j = threadIdx.x; j < length; j += blockDim.x) sum += exp_of(row[j] - top);
+  sum = block_sum(sum);
+  for (int64_t j = threadIdx.x; j < reach; j += blockDim.x) {
+    row[j] = j < length ? exp_of(row[j] - top) / sum : T(0);
+  }
+}
+
+// ds = scale p (dp - sum over j of p dp), in place of dp; the same rows.
+template <class T>
+__global__ void softmax_backward_kernel(T* dp, const T* probs, int64_t reach, T scale) {
+  const T* p = probs + blockIdx.x * reach;
+  T* d = dp + blockIdx.x * reach;
+  T sum = 0;
+  for (int64_t j = threadIdx.x; j < reach; j += blockDim.x) sum += p[j] * d[j];
+  sum = block_sum(sum);
+  for (int64_t j = threadIdx.x; j < reach; j += blockDim.x) d[j] = p[j] * (d[j] - sum) * scale;
+}
+
+template <class T>
+void stored_attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v,
+                      Chunk chunk, HeadShape s) {
+  CudaCtx& c = cuda(ctx);
+  const int64_t S = k.dim[2], reach = chunk.pos + chunk.T, width = qkv.cols(), group = s.H / s.K;
+  const int64_t tile = chunk.T * reach;
+  const T scale = T(1) / std::sqrt(static_cast<T>(s.C));
+  for (int64_t b = 0; b < chunk.B; ++b) {
+    for (int64_t g = 0; g < group; ++g) {
+      const Side q{ptr<T>(qkv) + b * chunk.T * width + g * s.C, width, group * s.C, false};
+      const Side keys{ptr<T>(k) + b * s.K * S * s.C, s.C, S * s.C, true};
+      batched<T>(c, ptr<T>(probs) + (b * s.H + g) * tile, reach, group * tile, chunk.T, reach, s.C,
+                 q, keys, scale, T(0), s.K);
+    }
+  }
+  launch_rows(ctx, causal_softmax_kernel<T>, chunk.B * s.H * chunk.T, reach, ptr<T>(probs), chunk.T,
+              chunk.pos);
+  for (int64_t b = 0; b < chunk.B; ++b) {
+    for (int64_t g = 0; g < group; ++g) {
+      const Side p{ptr<T>(probs) + (b * s.H + g) * tile, reach, group * tile, false};
+      const Side values{ptr<T>(v) + b * s.K * S * s.C, s.C, S * s.C, false};
+      batched<T>(c, ptr<T>(out) + b * chunk.T * s.H * s.C + g * s.C, s.H * s.C, group * s.C,
+                 chunk.T, s.C, reach, p, values, T(1), T(0), s.K);
+    }
+  }
+}
+
+constexpr int64_t kFewQueries = 8;  // up to here queries are cut by pieces of the cache
+
+template <class T>
+void online_attention(Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
+                      HeadShape s) {
+  const AttentionIn<T> in{.qkv = ptr<T>(qkv),
+                          .k = ptr<T>(k),
+                          .v = ptr<T>(v),
+                          .width = qkv.cols(),
+                          .S = k.dim[2],
+                          .T_ = chunk.T,
+                          .pos = chunk.pos,
+                          .H = static_cast<int>(s.H),
+                          .K = static_cast<int>(s.K),
+                          .C = static_cast<int>(s.C),
+                          .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
+  const auto H = static_cast<unsigned>(s.H);
+  if (chunk.T > kFewQueries) {
+    const dim3 grid(static_cast<unsigned>(pieces(chunk.T, kTileQ)), H,
+                    static_cast<unsigned>(chunk.B));
+    const size_t shared = static_cast<size_t>(attention_tile_size(s.C)) * sizeof(T);
+    launch(attention_tile_kernel<T>, grid, kTileThreads, shared, cuda(ctx).stream, ptr<T>(out), in);
+    return;
+  }
+  // The cut follows from the cache's length, not from the position: the same launch for every token.
+  const int64_t N = chunk.B * chunk.T, grain = std::max<int64_t>(32, pieces(k.dim[2], 32));
+  const int64_t count = pieces(k.dim[2], grain);
+  T* parts = cuda(ctx).workspace<T>(N * s.H * count * (s.C + 2));
+  constexpr int kWarps = 4;
+  launch(attention_piece_kernel<T>, dim3(static_cast<unsigned>(count), H, static_cast<unsigned>(N)),
+         kWarps * kWarp, kWarps * static_cast<size_t>(s.C + 2) * sizeof(T), cuda(ctx).stream, parts,
+         in, grain);
+  launch(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
+         cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count), static_cast<int>(s.C));
+}
+
+void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
+               HeadShape s) {
+  with_type(out, [&]<class T>() {
+    if (probs) {
+      stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
+    } else {
+      online_attention<T>(ctx, out, qkv, k, v, chunk, s);
+    }
+  });
+}
+
+// With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
+// dQ = dS K / sqrt(C);  dK = dS' Q / sqrt(C), summed over the query heads of a key-value head.
+void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                        Tensor probs, Chunk chunk, HeadShape s) {
+  LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
+  CudaCtx& c = cuda(ctx);
+  const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, HC = s.H * s.C;
+  const int64_t tile = T_ * T_, C = s.C, K = s.K;
+  with_type(dqkv, [&]<class T>() {
+    const T scale = T(1) / std::sqrt(static_cast<T>(C));
+    T* dp = c.workspace<T>(s.H * tile);  // of one sequence
+    for (int64_t b = 0; b < chunk.B; ++b) {
+      const T *keys = ptr<T>(k) + b * K * S * C, *values = ptr<T>(v) + b * K * S * C;
+      const T *d = ptr<T>(dout) + b * T_ * HC, *p = ptr<T>(probs) + b * s.H * tile;
+      const T* q = ptr<T>(qkv) + b * T_ * width;
+      T* to = ptr<T>(dqkv) + b * T_ * width;
+      for (int64_t g = 0; g < group; ++g) {
+        batched<T>(c, dp + g * tile, T_, group * tile, T_, T_, C, {d + g * C, HC, group * C, false},
+                   {values, C, S * C, true}, T(1), T(0), K);
+      }
+      launch_rows(ctx, softmax_backward_kernel<T>, s.H * T_, T_, dp, p, T_, scale);
+      for (int64_t g = 0; g < group; ++g) {
+        const T beta = g > 0 ? T(1) : T(0);
+        const Side ds{dp + g * tile, T_, group * tile, false};
+        const Side ds_t{dp + g * tile, T_, group * tile, true};
+        batched<T>(c, to + g * C, width, group * C, T_, C, T_, ds, {keys, C, S * C, false}, T(1),
+                   T(0), K);
+        batched<T>(c, to + HC, width, C, T_, C, T_, ds_t, {q + g * C, width, group * C, false},
+                   T(1), beta, K);
+        batched<T>(c, to + HC + K * C, width, C, T_, C, T_, {p + g * tile, T_, group * tile, true},
+                   {d + g * C, HC, group * C, false}, T(1), beta, K);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void fill_cuda_attention(Ops& ops) {
+  ops.rope = rope;
+  ops.store_kv = store_kv;
+  ops.attention = attention;
+  ops.attention_backward = attention_backward;
+}
+
+}  // namespace lte

@@ -1,0 +1,158 @@
+// Kernels of causal attention without stored probabilities, by online softmax (Milakov and
+// Gimelshein, 2018; Dao et al., 2022): one for many queries, one for a few over a long cache.
+#pragma once
+
+#include "context.h"
+
+namespace lte {
+
+template <class T>
+struct AttentionIn {
+  const T *qkv, *k, *v;  // [N, width] [B,K,S,C] [B,K,S,C]
+  int64_t width, S, T_, pos;
+  int H, K, C;
+  T scale;
+
+  __device__ const T* query(int64_t b, int h, int64_t t) const {
+    return qkv + (b * T_ + t) * width + static_cast<int64_t>(h) * C;
+  }
+  __device__ int64_t cache(int64_t b, int h) const { return (b * K + h * K / H) * S * C; }
+};
+
+constexpr int kTileQ = 16, kTileK = 32, kTileThreads = 128;
+
+// Dynamic shared memory of attention_tile_kernel, in elements.
+inline int64_t attention_tile_size(int64_t C) {
+  return (kTileQ + kTileK) * (C + 1) + kTileQ * (kTileK + 1) + kTileQ * C + 3 * kTileQ;
+}
+
+// One block: kTileQ queries of one head of one sequence, against tiles of kTileK keys.
+// Grid (tiles of queries, H, B). Eight threads share a query.
+template <class T>
+__global__ void attention_tile_kernel(T* out, AttentionIn<T> in) {
+  const int C = in.C, h = static_cast<int>(blockIdx.y);
+  const int64_t b = blockIdx.z, first = blockIdx.x * static_cast<int64_t>(kTileQ);
+  T* q = dynamic_shared<T>();        // [kTileQ, C+1]
+  T* kv = q + kTileQ * (C + 1);      // [kTileK, C+1] keys, then values
+  T* s = kv + kTileK * (C + 1);      // [kTileQ, kTileK+1]
+  T* o = s + kTileQ * (kTileK + 1);  // [kTileQ, C] the sum of exp(s - top) v so far
+  T *top = o + kTileQ * C, *sum = top + kTileQ, *shrink = sum + kTileQ;
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < kTileQ * C; i += kTileThreads) {
+    const int64_t t = first + i / C;
+    q[i / C * (C + 1) + i % C] = t < in.T_ ? in.query(b, h, t)[i % C] * in.scale : T(0);
+    o[i] = 0;
+  }
+  if (thread < kTileQ) top[thread] = kLowest<T>, sum[thread] = 0;
+  const int64_t last = first + kTileQ < in.T_ ? first + kTileQ : in.T_;
+  const int64_t reach = in.pos + last;  // keys that the tile's last query sees
+  const T *keys = in.k + in.cache(b, h), *values = in.v + in.cache(b, h);
+  for (int64_t from = 0; from < reach; from += kTileK) {
+    const int count = static_cast<int>(reach - from < kTileK ? reach - from : kTileK);
+    __syncthreads();
+    for (int i = thread; i < count * C; i += kTileThreads) {
+      kv[i / C * (C + 1) + i % C] = keys[from * C + i];
+    }
+    __syncthreads();
+    for (int i = thread; i < kTileQ * kTileK; i += kTileThreads) {
+      const int r = i / kTileK, c = i % kTileK;
+      T dot = kLowest<T>;
+      if (c < count && from + c <= in.pos + first + r) {
+        dot = 0;
+        for (int d = 0; d < C; ++d) dot += q[r * (C + 1) + d] * kv[c * (C + 1) + d];
+      }
+      s[r * (kTileK + 1) + c] = dot;
+    }
+    __syncthreads();
+    if (thread < kTileQ) {
+      T* row = s + thread * (kTileK + 1);
+      T most = top[thread], all = 0;
+      for (int c = 0; c < kTileK; ++c) most = max_of(most, row[c]);
+      const T factor = top[thread] == kLowest<T> ? T(0) : exp_of(top[thread] - most);
+      for (int c = 0; c < kTileK; ++c) {
+        row[c] = row[c] == kLowest<T> ? T(0) : exp_of(row[c] - most);
+        all += row[c];
+      }
+      sum[thread] = sum[thread] * factor + all, top[thread] = most, shrink[thread] = factor;
+    }
+    __syncthreads();
+    for (int i = thread; i < count * C; i += kTileThreads) {
+      kv[i / C * (C + 1) + i % C] = values[from * C + i];
+    }
+    __syncthreads();
+    for (int i = thread; i < kTileQ * C; i += kTileThreads) {
+      const int r = i / C, d = i % C;
+      T x = o[i] * shrink[r];
+      for (int c = 0; c < count; ++c) x += s[r * (kTileK + 1) + c] * kv[c * (C + 1) + d];
+      o[i] = x;
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < kTileQ * C; i += kTileThreads) {
+    const int64_t t = first + i / C;
+    if (t < in.T_) out[((b * in.T_ + t) * in.H + h) * C + i % C] = o[i] / sum[i / C];
+  }
+}
+
+// A query over one piece of the cache: grid (pieces, H, N). parts[n, h, piece, C + 2] gets the sum
+// of exp(s - top) v, top and the sum of exp(s - top) over its keys. Each warp walks over keys of its
+// own; then the warps are joined.
+template <class T>
+__global__ void attention_piece_kernel(T* parts, AttentionIn<T> in, int64_t grain) {
+  const int C = in.C, h = static_cast<int>(blockIdx.y), lane = lane_of_thread();
+  const int warp = warp_of_thread(), warps = static_cast<int>(blockDim.x) / kWarp;
+  const int64_t n = blockIdx.z, b = n / in.T_, t = n % in.T_;
+  T* own = dynamic_shared<T>() + warp * (C + 2);  // [warps, C + 2]
+  const T* q = in.query(b, h, t);
+  const T *keys = in.k + in.cache(b, h), *values = in.v + in.cache(b, h);
+  const int64_t reach = in.pos + t + 1, begin = blockIdx.x * grain;
+  const int64_t end = begin + grain < reach ? begin + grain : reach;
+  T top = kLowest<T>, sum = 0;
+  for (int d = lane; d < C; d += kWarp) own[d] = 0;
+  for (int64_t j = begin + warp; j < end; j += warps) {
+    T dot = 0;
+    for (int d = lane; d < C; d += kWarp) dot += q[d] * keys[j * C + d];
+    dot = warp_sum(dot) * in.scale;
+    const T most = max_of(top, dot);
+    const T factor = top == kLowest<T> ? T(0) : exp_of(top - most), p = exp_of(dot - most);
+    for (int d = lane; d < C; d += kWarp) own[d] = own[d] * factor + p * values[j * C + d];
+    sum = sum * factor + p, top = most;
+  }
+  if (lane == 0) own[C] = top, own[C + 1] = sum;
+  __syncthreads();
+  const T* all = dynamic_shared<T>();
+  T most = kLowest<T>;
+  for (int w = 0; w < warps; ++w) most = max_of(most, all[w * (C + 2) + C]);
+  T* part = parts + ((n * in.H + h) * gridDim.x + blockIdx.x) * (C + 2);
+  for (int d = static_cast<int>(threadIdx.x); d < C + 2; d += static_cast<int>(blockDim.x)) {
+    T x = d == C ? most : T(0);
+    for (int w = 0; d != C && w < warps; ++w) {
+      const T w_top = all[w * (C + 2) + C];
+      if (w_top != kLowest<T>) x += all[w * (C + 2) + d] * exp_of(w_top - most);
+    }
+    part[d] = x;
+  }
+}
+
+// Joins the pieces of one query and head in order. Grid (H, N).
+template <class T>
+__global__ void attention_join_kernel(T* out, const T* parts, int pieces, int C) {
+  const int64_t head = blockIdx.y * static_cast<int64_t>(gridDim.x) + blockIdx.x;
+  const T* part = parts + head * pieces * (C + 2);
+  T top = kLowest<T>, sum = 0;
+  for (int i = 0; i < pieces; ++i) top = max_of(top, part[i * (C + 2) + C]);
+  for (int i = 0; i < pieces; ++i) {
+    const T own = part[i * (C + 2) + C];
+    if (own != kLowest<T>) sum += part[i * (C + 2) + C + 1] * exp_of(own - top);
+  }
+  for (int d = static_cast<int>(threadIdx.x); d < C; d += static_cast<int>(blockDim.x)) {
+    T x = 0;
+    for (int i = 0; i < pieces; ++i) {
+      const T own = part[i * (C + 2) + C];
+      if (own != kLowest<T>) x += part[i * (C + 2) + d] * exp_of(own - top);
+    }
+    out[head * C + d] = x / sum;
+  }
+}
+
+}  // namespace lte

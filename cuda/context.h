@@ -1,0 +1,207 @@
+// What the files of the CUDA backend share: its context, the choice of types, element-wise kernels.
+#pragma once
+
+#include <cublas_v2.h>
+
+#include <algorithm>
+
+#include "core/ops.h"
+#include "device.h"
+#include "launch.h"
+
+namespace lte {
+
+struct CudaCtx : Ctx {
+  cudaStream_t stream = nullptr;
+  cublasHandle_t blas = nullptr;
+  // Scratch of one operation at a time, and lists that came from the host. Both grow where a larger
+  // shape is met for the first time, never while a graph is captured.
+  struct Buffer {
+    char* data = nullptr;
+    size_t capacity = 0;
+  };
+  Buffer scratch, lists, blas_space;
+
+  CudaCtx();
+  ~CudaCtx();
+  CudaCtx(const CudaCtx&) = delete;
+  CudaCtx& operator=(const CudaCtx&) = delete;
+
+  void grow(Buffer&, size_t bytes);
+  // Overwrites what the last call gave.
+  template <class T>
+  T* workspace(int64_t count) {
+    grow(scratch, static_cast<size_t>(count) * sizeof(T));
+    return reinterpret_cast<T*>(scratch.data);
+  }
+};
+
+inline CudaCtx& cuda(Ctx& ctx) { return static_cast<CudaCtx&>(ctx); }
+
+void check_blas(cublasStatus_t, const char* what);  // throws if not "success"
+// The list on the device: itself where it lies there, else copied there, in the stream's order.
+const int32_t* device_list(CudaCtx&, const Tensor& list);
+
+using bf16 = __nv_bfloat16;
+
+// The elements as the kernels know them; absent: null.
+template <class T>
+T* ptr(const Tensor& t) {
+  return static_cast<T*>(t.data);
+}
+
+// Calls f.template operator()<float> or <double>.
+template <class F>
+void with_type(const Tensor& t, F&& f) {
+  if (t.dtype == DType::f64) {
+    f.template operator()<double>();
+  } else {
+    LTE_CHECK(t.dtype == DType::f32, "an operation was given a type that it does not compute in");
+    f.template operator()<float>();
+  }
+}
+// Calls f.template operator()<T, W> for numbers of type T and weights of type W: the same, or bf16
+// where T is float.
+template <class F>
+void with_types(const Tensor& t, const Tensor& weight, F&& f) {
+  if (weight.dtype == DType::bf16) {
+    LTE_CHECK(t.dtype == DType::f32, "weights of bf16 go with f32");
+    f.template operator()<float, bf16>();
+  } else {
+    LTE_CHECK(t.dtype == weight.dtype, "an operation was given two types");
+    with_type(t, [&]<class T>() { f.template operator()<T, T>(); });
+  }
+}
+
+inline int64_t pieces(int64_t n, int64_t grain) { return (n + grain - 1) / grain; }
+// Blocks of a grid whose threads walk on by the grid's size.
+inline unsigned grid_for(int64_t n, int64_t grain) {
+  return static_cast<unsigned>(std::clamp<int64_t>(pieces(n, grain), 1, 65535));
+}
+
+// This thread's number in the grid, and how many threads there are (one dimension).
+__device__ __forceinline__ int64_t thread_in_grid() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t threads_of_grid() {
+  return static_cast<int64_t>(gridDim.x) * blockDim.x;
+}
+
+template <class F>
+__global__ void each_kernel(int64_t n, F f) {
+  for (int64_t i = thread_in_grid(); i < n; i += threads_of_grid()) f(i);
+}
+// f(i) for every i in [0, n); f is a struct of pointers and numbers with a __device__ operator().
+template <class F>
+void each(Ctx& ctx, int64_t n, F f) {
+  if (n == 0) return;
+  launch(each_kernel<F>, grid_for(n, 256), 256, 0, cuda(ctx).stream, n, f);
+}
+
+// out[c] += sum over rows r of f(r, c), in a fixed order: pieces of rows first, then the pieces.
+template <class T, class F>
+__global__ void column_parts_kernel(T* parts, int64_t rows, int64_t cols, int64_t grain, F f) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  const int64_t first = blockIdx.y * grain + threadIdx.y;
+  const int64_t stop = rows < (blockIdx.y + 1) * grain ? rows : (blockIdx.y + 1) * grain;
+  LTE_SHARED(T, part[8][kWarp]);
+  T sum = 0;
+  for (int64_t r = first; c < cols && r < stop; r += blockDim.y) sum += f(r, c);
+  part[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && c < cols) {
+    for (unsigned y = 1; y < blockDim.y; ++y) sum += part[y][threadIdx.x];
+    parts[blockIdx.y * cols + c] = sum;
+  }
+}
+template <class T>
+struct AddParts {
+  T* out;
+  const T* parts;
+  int64_t cols, count;
+  __device__ void operator()(int64_t c) const {
+    T sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += parts[i * cols + c];
+    out[c] += sum;
+  }
+};
+template <class T, class F>
+void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f) {
+  const int64_t grain = std::max<int64_t>(64, pieces(rows, 32)), count = pieces(rows, grain);
+  T* parts = cuda(ctx).workspace<T>(count * cols);
+  const dim3 grid(static_cast<unsigned>(pieces(cols, kWarp)), static_cast<unsigned>(count));
+  launch(column_parts_kernel<T, F>, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, parts, rows, cols,
+         grain, f);
+  each(ctx, cols, AddParts<T>{out, parts, cols, count});
+}
+
+// total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 256 blocks,
+// added up in order by one.
+template <int K, class F>
+__global__ void sum_parts_kernel(double* parts, int64_t n, F f) {
+  double sum[K] = {};
+  for (int64_t i = thread_in_grid(); i < n; i += threads_of_grid()) f(i, sum);
+  for (int k = 0; k < K; ++k) {
+    const double all = block_sum(sum[k]);
+    if (threadIdx.x == 0) parts[blockIdx.x * K + k] = all;
+  }
+}
+template <int K>
+__global__ void sum_total_kernel(double* total, const double* parts, int count) {
+  for (int k = 0; k < K; ++k) {
+    double sum = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      sum += parts[i * K + k];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) total[k] = sum;
+  }
+}
+template <int K, class F>
+void sum_all(Ctx& ctx, double* total, int64_t n, F f) {
+  const auto count = static_cast<unsigned>(std::clamp<int64_t>(pieces(n, 1024), 1, 256));
+  double* parts = cuda(ctx).workspace<double>(int64_t{count} * K);
+  launch(sum_parts_kernel<K, F>, count, 256, 0, cuda(ctx).stream, parts, n, f);
+  launch(sum_total_kernel<K>, 1, 256, 0, cuda(ctx).stream, total, parts, static_cast<int>(count));
+}
+
+// Threads of a block that works on one row: whole warps, no more than there is work for.
+inline unsigned row_threads(int64_t cols) {
+  return static_cast<unsigned>(std::clamp<int64_t>(pieces(cols, kWarp) * kWarp, kWarp, 256));
+}
+// One block a row, kernel(args...): rows is the grid.
+template <class... P, class... A>
+void launch_rows(Ctx& ctx, void (*kernel)(P...), int64_t rows, int64_t cols, A&&... args) {
+  if (rows == 0) return;
+  launch(kernel, static_cast<unsigned>(rows), row_threads(cols), 0, cuda(ctx).stream,
+         std::forward<A>(args)...);
+}
+
+__device__ __forceinline__ float max_of(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double max_of(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ float exp_of(float x) { return expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float log_of(float x) { return logf(x); }
+__device__ __forceinline__ double log_of(double x) { return log(x); }
+__device__ __forceinline__ float sqrt_of(float x) { return sqrtf(x); }
+__device__ __forceinline__ double sqrt_of(double x) { return sqrt(x); }
+__device__ __forceinline__ float tanh_of(float x) { return tanhf(x); }
+__device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
+__device__ __forceinline__ float erf_of(float x) { return erff(x); }
+__device__ __forceinline__ double erf_of(double x) { return erf(x); }
+__device__ __forceinline__ float abs_of(float x) { return fabsf(x); }
+__device__ __forceinline__ double abs_of(double x) { return fabs(x); }
+template <class T>
+constexpr T kLowest = static_cast<T>(-INFINITY);
+
+void fill_cuda_linear(Ops&);     // linear.cu
+void fill_cuda_embed(Ops&);      // embed.cu
+void fill_cuda_norm(Ops&);       // norm.cu
+void fill_cuda_attention(Ops&);  // attention.cu
+void fill_cuda_ffn(Ops&);        // ffn.cu
+void fill_cuda_experts(Ops&);    // experts.cu
+void fill_cuda_gates(Ops&);      // gates.cu
+void fill_cuda_gathered(Ops&);   // gathered.cu
+void fill_cuda_loss(Ops&);       // loss.cu
+
+}  // namespace lte

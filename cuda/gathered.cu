@@ -1,0 +1,161 @@
+// The gathered feed-forward layer and sparse inputs: only what is selected is read. Nothing is read
+// back: grids are for the worst case, counts are read on the device.
+#include "gathered.h"
+
+namespace lte {
+namespace {
+
+// active[0 .. total) = the experts that some token selects, ascending. One block.
+__global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* count, int64_t E) {
+  int base = 0;
+  for (int64_t from = 0; from < E; from += blockDim.x) {
+    const int64_t e = from + threadIdx.x;
+    const bool yes = e < E && count[e] > 0;
+    const Place place = block_place(yes);
+    if (yes) active[base + place.before] = static_cast<int32_t>(e);
+    base += place.all;
+  }
+  if (threadIdx.x == 0) *total = base;
+}
+
+// out[n, d] = the splits' parts in order.
+template <class T>
+struct JoinSplits {
+  T* out;
+  const T* parts;
+  int64_t size, splits;
+  __device__ void operator()(int64_t i) const {
+    T sum = 0;
+    for (int64_t s = 0; s < splits; ++s) sum += parts[s * size + i];
+    out[i] = sum;
+  }
+};
+
+template <int kTokens, bool kAtomic, class T, class W>
+void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
+  CudaCtx& c = cuda(ctx);
+  constexpr int kPack = Pack<W>::kSize, kThreads = 128;
+  const int64_t columns = pieces(f.D, f.vector ? kPack : 1), tiles = pieces(columns, kThreads);
+  const int64_t splits =
+      std::clamp<int64_t>(pieces(512, tiles), 1, std::max<int64_t>(1, f.E * f.G / 8));
+  const int64_t hidden = f.E * f.G * f.N, parts = kAtomic ? 0 : splits * f.N * f.D;
+  T* h = c.workspace<T>(hidden + parts + (f.E + 1) * 4 / static_cast<int64_t>(sizeof(T)) + 1);
+  T* part = h + hidden;
+  auto* active = reinterpret_cast<int32_t*>(part + parts);
+  int32_t* total = active + f.E;
+  launch(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  launch(few_hidden_kernel<kTokens, T, W>, static_cast<unsigned>(pieces(f.E * f.G, 4)), 128, 0,
+         c.stream, h, active, total, f);
+  if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(T), c.stream), "clearing out");
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(splits));
+  if (f.vector) {
+    launch(few_down_kernel<kTokens, kPack, kAtomic, T, W>, grid, kThreads, 0, c.stream,
+           kAtomic ? out : part, h, active, total, f);
+  } else {
+    launch(few_down_kernel<kTokens, 1, kAtomic, T, W>, grid, kThreads, 0, c.stream,
+           kAtomic ? out : part, h, active, total, f);
+  }
+  if (!kAtomic) each(ctx, f.N * f.D, JoinSplits<T>{out, part, f.N * f.D, splits});
+}
+
+template <class T, class W>
+void many_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
+  CudaCtx& c = cuda(ctx);
+  const int64_t ranges = pieces(f.N, kRange), hidden = f.N * f.E * f.G;
+  T* h = c.workspace<T>(hidden + (ranges + 1) * f.E * 4 / static_cast<int64_t>(sizeof(T)) + 1);
+  auto* bounds = reinterpret_cast<int32_t*>(h + hidden);
+  each(ctx, (ranges + 1) * f.E, RangeBounds{bounds, f.index, f.count, f.N, f.E});
+  const dim3 tiles(static_cast<unsigned>(pieces(f.N, kTile)), static_cast<unsigned>(f.E),
+                   static_cast<unsigned>(pieces(f.G, kTile)));
+  launch(many_hidden_kernel<T, W>, tiles, 256, 0, c.stream, h, f);
+  const dim3 grid(static_cast<unsigned>(pieces(f.D, kTile)), static_cast<unsigned>(ranges));
+  launch(many_down_kernel<T, W>, grid, 256, 0, c.stream, out, h, bounds, f);
+}
+
+template <bool kAtomic>
+void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
+                  Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act) {
+  with_types(out, down, [&]<class T, class W>() {
+    const auto aligned = [](const Tensor& t) {
+      return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+    };
+    const bool vector = x.cols() % Pack<W>::kSize == 0 && aligned(x) && aligned(up) &&
+                        aligned(gate_w) && aligned(down);
+    const Gathered<T, W> f{.x = ptr<T>(x),
+                           .gates = ptr<T>(gates),
+                           .known = ptr<T>(known),
+                           .index = ptr<int32_t>(index),
+                           .count = ptr<int32_t>(count),
+                           .up = ptr<W>(up),
+                           .up_bias = ptr<W>(up_bias),
+                           .gate_w = ptr<W>(gate_w),
+                           .down = ptr<W>(down),
+                           .act = act,
+                           .N = x.rows(),
+                           .D = x.cols(),
+                           .E = gates.cols(),
+                           .G = down.rows() / gates.cols(),
+                           .vector = vector};
+    if (f.N == 1) return few_tokens<1, kAtomic>(ctx, ptr<T>(out), f);
+    if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);
+    if (f.N <= kFewTokens) return few_tokens<kFewTokens, kAtomic>(ctx, ptr<T>(out), f);
+    many_tokens(ctx, ptr<T>(out), f);
+  });
+}
+
+template <class T>
+__global__ void keep_large_kernel(T* out, T* kept, const T* x, int64_t D, T cut) {
+  const int64_t row = blockIdx.x * D;
+  int count = 0;
+  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
+    const T v = abs_of(x[row + d]) > cut ? x[row + d] : T(0);
+    out[row + d] = v, count += v != T(0);
+  }
+  count = block_sum(count);
+  if (threadIdx.x == 0) kept[blockIdx.x] = static_cast<T>(count) / static_cast<T>(D);
+}
+void keep_large(Ctx& ctx, Tensor out, Tensor kept, Tensor x, double cut) {
+  with_type(x, [&]<class T>() {
+    launch_rows(ctx, keep_large_kernel<T>, x.rows(), x.cols(), ptr<T>(out), ptr<T>(kept), ptr<T>(x),
+                x.cols(), static_cast<T>(cut));
+  });
+}
+
+// A thread a column of one token's output; all threads pass over the same inputs.
+template <class T, class W>
+struct SparseProduct {
+  T* out;
+  const T* x;
+  const W* wt;
+  int64_t D, F;
+  __device__ void operator()(int64_t i) const {
+    const T* in = x + i / F * D;
+    T sum = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const T v = in[d];
+      if (v != T(0)) sum += v * to_float(wt[d * F + i % F]);
+    }
+    out[i] = sum;
+  }
+};
+void gemm_sparse(Ctx& ctx, Tensor out, Tensor x, Tensor wt) {
+  with_types(out, wt, [&]<class T, class W>() {
+    each(ctx, out.size(),
+         SparseProduct<T, W>{ptr<T>(out), ptr<T>(x), ptr<W>(wt), x.cols(), wt.cols()});
+  });
+}
+
+void patch_atomic(Ops& ops) { ops.ffn_gathered = ffn_gathered<true>; }
+
+}  // namespace
+
+extern void (*const kCudaAtomic)(Ops&);
+void (*const kCudaAtomic)(Ops&) = patch_atomic;
+
+void fill_cuda_gathered(Ops& ops) {
+  ops.ffn_gathered = ffn_gathered<false>;
+  ops.keep_large = keep_large;
+  ops.gemm_sparse = gemm_sparse;
+}
+
+}  // namespace lte

@@ -1,0 +1,64 @@
+// The one way in which kernels are launched, and the check of what the CUDA runtime answers. Where
+// the sources are compiled for a machine without a GPU (tests/simt), the same call runs the kernel
+// there.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "core/check.h"
+
+namespace lte {
+
+// Throws if the runtime did not answer "success".
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) fail(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+#ifndef LTE_SIMT
+// `kernel` with the name that the compiler gave it: how a failed launch says who it was.
+inline std::string kernel_name(const void* kernel) {
+  const char* name = nullptr;
+  return cudaFuncGetName(&name, kernel) == cudaSuccess && name ? name : "?";
+}
+#endif
+
+// Starts kernel(args...) on `grid` blocks of `block` threads with `shared_bytes` of dynamic shared
+// memory each (more than 48 KiB are asked for where that is needed). Every argument is converted to
+// the parameter's type and copied. Throws if the launch is refused; what goes wrong inside a kernel
+// is seen by the next call that waits.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            A&&... args) {
+  static_assert(sizeof...(P) == sizeof...(A), "launch: one argument for each parameter");
+  std::tuple<P...> values(std::forward<A>(args)...);
+#ifdef LTE_SIMT
+  simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
+               [kernel, values] { std::apply(kernel, values); });
+#else
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024) {
+    error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    error = std::apply(
+        [&](auto&... value) {
+          void* pointers[sizeof...(P) + 1] = {
+              const_cast<void*>(static_cast<const void*>(&value))...};
+          return cudaLaunchKernel(entry, grid, block, pointers, shared_bytes, stream);
+        },
+        values);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // a refused launch must not be reported a second time
+    fail("launch of " + kernel_name(entry) + ": " + cudaGetErrorString(error));
+  }
+#endif
+}
+
+}  // namespace lte

@@ -1,0 +1,192 @@
+// Linear algebra: cuBLAS for matrix products, own kernels where weights are bf16 and tokens few, for
+// biases and for sums.
+#include "context.h"
+
+namespace lte {
+namespace {
+
+// bf16 weights and a few rows of x: a warp a column of out, which reads its row of w once.
+constexpr int64_t kFewRows = 8;
+
+template <class T, class W, bool kAdd>
+__global__ void few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols,
+                                int64_t inner, bool vector) {
+  const int64_t m = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
+  if (m >= cols) return;  // a whole warp
+  const int lane = lane_of_thread();
+  const W* row = w + m * inner;
+  T sum[kFewRows] = {};
+  if (vector) {
+    constexpr int kPack = Pack<W>::kSize;
+    for (int64_t k = lane * kPack; k < inner; k += kWarp * kPack) {
+      const Pack<W> weights = load16_once(row + k);
+#pragma unroll
+      for (int n = 0; n < kFewRows; ++n) {
+        if (n >= rows) break;
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) sum[n] += to_float(weights.at[i]) * x[n * inner + k + i];
+      }
+    }
+  } else {
+    for (int64_t k = lane; k < inner; k += kWarp) {
+#pragma unroll
+      for (int n = 0; n < kFewRows; ++n) {
+        if (n < rows) sum[n] += to_float(row[k]) * x[n * inner + k];
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kFewRows; ++n) {
+    if (n >= rows) break;
+    const T all = warp_sum(sum[n]);
+    if (lane == 0) out[n * cols + m] = kAdd ? out[n * cols + m] + all : all;
+  }
+}
+
+struct ToBf16 {
+  bf16* to;
+  const float* from;
+  __device__ void operator()(int64_t i) const { to[i] = from_float<bf16>(from[i]); }
+};
+
+struct Product {  // row-major out[rows, cols] = op(a) op(b)
+  int rows, cols, inner, lda, ldb, ldc;
+  cublasOperation_t ta, tb;
+};
+
+Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b, bool tb) {
+  const int64_t inner = ta ? a.rows() : a.cols();
+  LTE_CHECK((ta ? a.cols() : a.rows()) == out.rows() && (tb ? b.rows() : b.cols()) == out.cols() &&
+                (tb ? b.cols() : b.rows()) == inner,
+            "gemm: shapes do not fit");
+  LTE_CHECK(std::max({out.rows(), out.cols(), inner}) < (int64_t{1} << 31), "gemm: too large");
+  return {static_cast<int>(out.rows()),   static_cast<int>(out.cols()),
+          static_cast<int>(inner),        static_cast<int>(a.cols()),
+          static_cast<int>(b.cols()),     static_cast<int>(out.cols()),
+          ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N};
+}
+
+// Weights of bf16: x is rounded to bf16 too, products are summed in float on tensor cores.
+template <bool kAdd>
+void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
+  CudaCtx& c = cuda(ctx);
+  LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
+  if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
+    const bool vector =
+        p.inner % Pack<bf16>::kSize == 0 && reinterpret_cast<uintptr_t>(b.data) % 16 == 0;
+    launch(few_rows_kernel<float, bf16, kAdd>, grid_for(p.cols, 8), 256, 0, c.stream,
+           ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
+    return;
+  }
+  bf16* x = c.workspace<bf16>(a.size());
+  each(ctx, a.size(), ToBf16{x, ptr<float>(a)});
+  const float one = 1, beta = kAdd ? 1 : 0;
+  check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b.data, CUDA_R_16BF,
+                          p.ldb, x, CUDA_R_16BF, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
+                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+             "cublasGemmEx of bf16");
+}
+
+// cuBLAS counts columns first: out' = op(b)' op(a)'.
+template <bool kAdd, bool kTf32>
+void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
+  const Product p = product_of(out, a, ta, b, tb);
+  if (p.rows == 0 || p.cols == 0) return;
+  if (b.dtype == DType::bf16) return gemm_bf16<kAdd>(ctx, p, out, a, b);
+  LTE_CHECK(a.dtype == out.dtype && b.dtype == out.dtype, "gemm: types do not fit");
+  if (out.dtype == DType::f64) {
+    const double one = 1, beta = kAdd ? 1 : 0;
+    check_blas(
+        cublasDgemm(cuda(ctx).blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, ptr<double>(b),
+                    p.ldb, ptr<double>(a), p.lda, &beta, ptr<double>(out), p.ldc),
+        "cublasDgemm");
+    return;
+  }
+  const float one = 1, beta = kAdd ? 1 : 0;
+  check_blas(
+      cublasGemmEx(cuda(ctx).blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b.data, CUDA_R_32F,
+                   p.ldb, a.data, CUDA_R_32F, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
+                   kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "cublasGemmEx");
+}
+
+template <class T, class W>
+struct AddBias {
+  T* x;
+  const W* b;
+  int64_t cols;
+  __device__ void operator()(int64_t i) const { x[i] += to_float(b[i % cols]); }
+};
+void bias_add(Ctx& ctx, Tensor x, Tensor b) {
+  with_types(x, b, [&]<class T, class W>() {
+    each(ctx, x.size(), AddBias<T, W>{ptr<T>(x), ptr<W>(b), x.cols()});
+  });
+}
+
+template <class T>
+struct Element {
+  const T* x;
+  int64_t cols;
+  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
+};
+void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
+  with_type(dout, [&]<class T>() {
+    add_column_sums<T>(ctx, ptr<T>(db), dout.rows(), dout.cols(),
+                       Element<T>{ptr<T>(dout), dout.cols()});
+  });
+}
+
+template <class T>
+struct Add {
+  T* out;
+  const T *a, *b;
+  __device__ void operator()(int64_t i) const { out[i] = a[i] + b[i]; }
+};
+void add(Ctx& ctx, Tensor out, Tensor a, Tensor b) {
+  with_type(out, [&]<class T>() {
+    each(ctx, out.size(), Add<T>{ptr<T>(out), ptr<T>(a), ptr<T>(b)});
+  });
+}
+
+template <class T>
+struct Fill {
+  T* out;
+  T value;
+  __device__ void operator()(int64_t i) const { out[i] = value; }
+};
+void fill(Ctx& ctx, Tensor out, double value) {
+  with_type(out, [&]<class T>() {
+    each(ctx, out.size(), Fill<T>{ptr<T>(out), static_cast<T>(value)});
+  });
+}
+
+template <class T>
+struct Square {
+  const T* x;
+  __device__ void operator()(int64_t i, double* sum) const {
+    sum[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  }
+};
+void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
+  with_type(x,
+            [&]<class T>() { sum_all<1>(ctx, ptr<double>(sum), x.size(), Square<T>{ptr<T>(x)}); });
+}
+
+void patch_tf32(Ops& ops) { ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>; }
+
+}  // namespace
+
+extern void (*const kCudaTf32)(Ops&);
+void (*const kCudaTf32)(Ops&) = patch_tf32;
+
+void fill_cuda_linear(Ops& ops) {
+  ops.gemm = gemm<false, false>;
+  ops.gemm_add = gemm<true, false>;
+  ops.bias_add = bias_add;
+  ops.bias_backward_add = bias_backward_add;
+  ops.add = add;
+  ops.fill = fill;
+  ops.sum_squares = sum_squares;
+}
+
+}  // namespace lte

@@ -1,0 +1,90 @@
+// LayerNorm and RMSNorm: one block a row.
+#include "context.h"
+
+namespace lte {
+namespace {
+
+template <class T, class W>
+__global__ void norm_kernel(T* out, T* stats, const T* x, const W* w, const W* b, int64_t D,
+                            T eps) {
+  const T* in = x + blockIdx.x * D;
+  T* o = out + blockIdx.x * D;
+  T mean = 0;
+  if (b) {
+    T sum = 0;
+    for (int64_t d = threadIdx.x; d < D; d += blockDim.x) sum += in[d];
+    mean = block_sum(sum) / static_cast<T>(D);
+  }
+  T square = 0;
+  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) square += (in[d] - mean) * (in[d] - mean);
+  square = block_sum(square) / static_cast<T>(D);
+  const T rstd = T(1) / sqrt_of(square + eps);
+  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
+    const T y = (in[d] - mean) * rstd * to_float(w[d]);
+    o[d] = b ? y + to_float(b[d]) : y;
+  }
+  if (threadIdx.x == 0) stats[2 * blockIdx.x] = mean, stats[2 * blockIdx.x + 1] = rstd;
+}
+
+void norm(Ctx& ctx, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps) {
+  with_types(out, w, [&]<class T, class W>() {
+    launch_rows(ctx, norm_kernel<T, W>, x.rows(), x.cols(), ptr<T>(out), ptr<T>(stats), ptr<T>(x),
+                ptr<W>(w), ptr<W>(b), x.cols(), static_cast<T>(eps));
+  });
+}
+
+// With xh = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - xh mean(g xh)), where mean(g)
+// is left out for RMSNorm.
+template <class T>
+__global__ void norm_backward_kernel(T* dx, const T* dout, const T* stats, const T* x, const T* w,
+                                     int64_t D, bool centred) {
+  const int64_t row = blockIdx.x * D;
+  const T mean = stats[2 * blockIdx.x], rstd = stats[2 * blockIdx.x + 1];
+  T sum_g = 0, sum_gx = 0;
+  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
+    const T g = dout[row + d] * w[d];
+    sum_g += g, sum_gx += g * (x[row + d] - mean) * rstd;
+  }
+  sum_g = centred ? block_sum(sum_g) / static_cast<T>(D) : T(0);
+  sum_gx = block_sum(sum_gx) / static_cast<T>(D);
+  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
+    const T xh = (x[row + d] - mean) * rstd;
+    dx[row + d] += rstd * (dout[row + d] * w[d] - sum_g - xh * sum_gx);
+  }
+}
+
+template <class T>
+struct ScaleGradient {
+  const T *dout, *x, *stats;
+  int64_t D;
+  __device__ T operator()(int64_t n, int64_t d) const {
+    return dout[n * D + d] * (x[n * D + d] - stats[2 * n]) * stats[2 * n + 1];
+  }
+};
+template <class T>
+struct ShiftGradient {
+  const T* dout;
+  int64_t D;
+  __device__ T operator()(int64_t n, int64_t d) const { return dout[n * D + d]; }
+};
+
+void norm_backward_add(Ctx& ctx, Tensor dx, Tensor dw, Tensor db, Tensor dout, Tensor stats,
+                       Tensor x, Tensor w) {
+  const int64_t N = x.rows(), D = x.cols();
+  with_type(dout, [&]<class T>() {
+    launch_rows(ctx, norm_backward_kernel<T>, N, D, ptr<T>(dx), ptr<T>(dout), ptr<T>(stats),
+                ptr<T>(x), ptr<T>(w), D, static_cast<bool>(db));
+    add_column_sums<T>(ctx, ptr<T>(dw), N, D,
+                       ScaleGradient<T>{ptr<T>(dout), ptr<T>(x), ptr<T>(stats), D});
+    if (db) add_column_sums<T>(ctx, ptr<T>(db), N, D, ShiftGradient<T>{ptr<T>(dout), D});
+  });
+}
+
+}  // namespace
+
+void fill_cuda_norm(Ops& ops) {
+  ops.norm = norm;
+  ops.norm_backward_add = norm_backward_add;
+}
+
+}  // namespace lte

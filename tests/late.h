@@ -1,0 +1,102 @@
+// A backend that behaves as a GPU does, on the CPU: its operations run only when they are waited for, and
+// see only memory of their own, tokens and targets excepted. What the host reads or writes too early
+// comes out wrong, and a tensor from elsewhere is an error.
+#pragma once
+
+#include <map>
+
+#include "testing.h"
+
+namespace lte::testing {
+
+struct Late : Ctx {
+  Backend cpu = open_backend("cpu", 1);
+  std::vector<std::function<void()>> queue;
+};
+
+// The blocks that are alive. Memory is two plain functions, so they are known to the test program alone.
+inline std::map<const char*, size_t>& late_blocks() {
+  static std::map<const char*, size_t> blocks;
+  return blocks;
+}
+inline void* late_make(size_t bytes) {
+  void* block = std::calloc(bytes, 1);
+  late_blocks()[static_cast<const char*>(block)] = bytes;
+  return block;
+}
+inline void late_release(void* block) {
+  late_blocks().erase(static_cast<const char*>(block));
+  std::free(block);
+}
+
+template <class T>
+T checked(T value) {
+  return value;
+}
+inline Tensor checked(Tensor t) {
+  if (!t) return t;
+  const char* at = static_cast<const char*>(t.data);
+  const auto next = late_blocks().upper_bound(at);
+  const bool known = next != late_blocks().begin() &&
+                     at + t.bytes() <= std::prev(next)->first + std::prev(next)->second;
+  LTE_CHECK(known, "a tensor does not lie in the backend's memory");
+  return t;
+}
+
+template <auto kEntry>
+struct Later;
+template <class... A, void (*Ops::*kEntry)(Ctx&, A...)>
+struct Later<kEntry> {
+  static void call(Ctx& ctx, A... a) {
+    auto& late = static_cast<Late&>(ctx);
+    late.queue.push_back(
+        [&late, ... v = checked(a)] { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); });
+  }
+};
+// The same where argument number kList is a list of the host, which is copied at once.
+template <auto kEntry, size_t kList>
+struct LaterListed;
+template <class... A, void (*Ops::*kEntry)(Ctx&, A...), size_t kList>
+struct LaterListed<kEntry, kList> {
+  static void call(Ctx& ctx, A... a) {
+    auto& late = static_cast<Late&>(ctx);
+    std::tuple<A...> all(a...);
+    const Tensor list = std::get<kList>(all);
+    std::string copy = bits(list);
+    late.queue.push_back([&late, all, copy]() mutable {
+      std::get<kList>(all).data = copy.data();
+      std::apply([&](A... v) { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); }, all);
+    });
+  }
+};
+
+inline void late_finish(Ctx& ctx) {
+  auto& late = static_cast<Late&>(ctx);
+  for (const auto& work : late.queue) work();
+  late.queue.clear();
+}
+
+inline Backend open_late() {
+  Backend b{.name = "late", .ops = {}, .ctx = std::make_shared<Late>(), .memory = {}};
+  b.memory = {late_make, late_release};
+  b.ops.finish = late_finish;
+#define LTE_LATER(entry) b.ops.entry = Later<&Ops::entry>::call
+  b.ops.embed = LaterListed<&Ops::embed, 1>::call;
+  b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;
+  b.ops.cross_entropy = LaterListed<&Ops::cross_entropy, 3>::call;
+  b.ops.distill_add = LaterListed<&Ops::distill_add, 3>::call;
+  LTE_LATER(norm), LTE_LATER(norm_backward_add), LTE_LATER(gemm), LTE_LATER(gemm_add);
+  LTE_LATER(bias_add), LTE_LATER(bias_backward_add), LTE_LATER(add), LTE_LATER(fill);
+  LTE_LATER(sum_squares), LTE_LATER(rope), LTE_LATER(store_kv), LTE_LATER(attention);
+  LTE_LATER(attention_backward), LTE_LATER(activate), LTE_LATER(activate_backward);
+  LTE_LATER(sigmoid), LTE_LATER(sigmoid_backward), LTE_LATER(softmax), LTE_LATER(absolute);
+  LTE_LATER(unit_rows), LTE_LATER(noise_add), LTE_LATER(measure), LTE_LATER(gate);
+  LTE_LATER(gate_softmax), LTE_LATER(gate_softmax_backward), LTE_LATER(scale_experts);
+  LTE_LATER(scale_experts_backward), LTE_LATER(gate_loss_add), LTE_LATER(route);
+  LTE_LATER(ffn_gathered), LTE_LATER(hoyer_add), LTE_LATER(keep_large), LTE_LATER(gemm_sparse);
+  LTE_LATER(adamw);
+#undef LTE_LATER
+  return b;
+}
+
+}  // namespace lte::testing

@@ -1,0 +1,15 @@
+# The tests of the backends once more, for the CUDA kernels run on the CPU: lte_gpu_simt is linked as
+# objects and so stands before lte_gpu, which has the same functions.
+function(lte_simt_backend_test name)
+  add_executable(${name}_simt ${CMAKE_SOURCE_DIR}/tests/${name}.cpp)
+  target_compile_definitions(${name}_simt PRIVATE LTE_TEST_BACKEND="cuda-simt" LTE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_link_libraries(${name}_simt PRIVATE lte_simt_main lte_gpu_simt lte_methods GTest::gtest)
+  gtest_discover_tests(${name}_simt WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} DISCOVERY_TIMEOUT 60
+    TEST_PREFIX simt. PROPERTIES TIMEOUT 600)
+  set_property(GLOBAL APPEND PROPERTY LTE_SIMT_TESTS ${name}_simt)
+endfunction()
+lte_simt_backend_test(ops_test)
+lte_simt_backend_test(ops_experts_test)
+lte_simt_backend_test(ops_routing_test)
+lte_simt_backend_test(forward_test)
+lte_simt_backend_test(forward_kinds_test)

@@ -1,0 +1,173 @@
+// cuBLAS's matrix products by Eigen.
+#include <Eigen/Core>
+
+#include "cublas_v2.h"
+
+struct SimtCublas {
+  cudaStream_t stream = nullptr;
+};
+
+namespace {
+
+struct Product {
+  cublasOperation_t ta, tb;
+  int m, n, k, lda, ldb, ldc, batch;
+  long long stride_a, stride_b, stride_c;
+};
+
+template <class T>
+using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+
+// op(x) as rows x cols of S, from column-major x of leading dimension ld: only what op(x) names is
+// read.
+template <class S, class T>
+Matrix<S> read(const T* x, int ld, cublasOperation_t op, int rows, int cols) {
+  Matrix<S> out(rows, cols);
+  for (int64_t j = 0; j < cols; ++j) {
+    for (int64_t i = 0; i < rows; ++i) {
+      out(i, j) = static_cast<S>(op == CUBLAS_OP_N ? x[j * ld + i] : x[i * ld + j]);
+    }
+  }
+  return out;
+}
+
+// One batch after another, with sums and scale factors in S.
+template <class S, class In, class Out>
+void multiply(const Product& p, S alpha, const In* a, const In* b, S beta, Out* c) {
+  for (int64_t at = 0; at < p.batch; ++at) {
+    Matrix<S> sum(p.m, p.n);
+    sum.noalias() = read<S>(a + at * p.stride_a, p.lda, p.ta, p.m, p.k) *
+                    read<S>(b + at * p.stride_b, p.ldb, p.tb, p.k, p.n);
+    Out* to = c + at * p.stride_c;
+    for (int64_t j = 0; j < p.n; ++j) {
+      for (int64_t i = 0; i < p.m; ++i) {
+        Out& o = to[j * p.ldc + i];
+        const S old = beta == S(0) ? S(0) : beta * static_cast<S>(o);
+        o = static_cast<Out>(alpha * sum(i, j) + old);
+      }
+    }
+  }
+}
+
+cublasStatus_t check(cublasHandle_t handle, const Product& p) {
+  if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+  const int rows_a = p.ta == CUBLAS_OP_N ? p.m : p.k, rows_b = p.tb == CUBLAS_OP_N ? p.k : p.n;
+  const bool ok = p.m >= 0 && p.n >= 0 && p.k >= 0 && p.batch >= 0 &&
+                  p.lda >= std::max(1, rows_a) && p.ldb >= std::max(1, rows_b) &&
+                  p.ldc >= std::max(1, p.m);
+  return ok ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+template <class S, class In, class Out>
+cublasStatus_t submit(cublasHandle_t handle, const Product& p, const void* alpha, const void* a,
+                      const void* b, const void* beta, void* c) {
+  const cublasStatus_t status = check(handle, p);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  // The scale factors are read now, as cuBLAS does with pointers to host memory.
+  const S by = *static_cast<const S*>(alpha), keep = *static_cast<const S*>(beta);
+  lte::simt::submit(handle->stream, [=] {
+    multiply<S>(p, by, static_cast<const In*>(a), static_cast<const In*>(b), keep,
+                static_cast<Out*>(c));
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+}  // namespace
+
+const char* cublasGetStatusString(cublasStatus_t s) {
+  switch (s) {
+    case CUBLAS_STATUS_SUCCESS:
+      return "success";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+      return "the library was not initialized";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "the resource allocation failed";
+    case CUBLAS_STATUS_INVALID_VALUE:
+      return "an unsupported value or parameter was passed";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+      return "the GPU program failed to execute";
+    case CUBLAS_STATUS_INTERNAL_ERROR:
+      return "an internal operation failed";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+      return "the functionality requested is not supported";
+  }
+  return "unknown status";
+}
+cublasStatus_t cublasCreate(cublasHandle_t* h) {
+  return *h = new SimtCublas, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasDestroy(cublasHandle_t h) { return delete h, CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetStream(cublasHandle_t h, cudaStream_t stream) {
+  return h->stream = stream, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetWorkspace(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetPointerMode(cublasHandle_t, cublasPointerMode_t mode) {
+  return mode == CUBLAS_POINTER_MODE_HOST ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+
+cublasStatus_t cublasSgemm(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m,
+                           int n, int k, const float* alpha, const float* a, int lda,
+                           const float* b, int ldb, const float* beta, float* c, int ldc) {
+  return submit<float, float, float>(h, {ta, tb, m, n, k, lda, ldb, ldc, 1, 0, 0, 0}, alpha, a, b,
+                                     beta, c);
+}
+cublasStatus_t cublasDgemm(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m,
+                           int n, int k, const double* alpha, const double* a, int lda,
+                           const double* b, int ldb, const double* beta, double* c, int ldc) {
+  return submit<double, double, double>(h, {ta, tb, m, n, k, lda, ldb, ldc, 1, 0, 0, 0}, alpha, a,
+                                        b, beta, c);
+}
+cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t h, cublasOperation_t ta,
+                                         cublasOperation_t tb, int m, int n, int k,
+                                         const float* alpha, const float* a, int lda,
+                                         long long stride_a, const float* b, int ldb,
+                                         long long stride_b, const float* beta, float* c, int ldc,
+                                         long long stride_c, int batch) {
+  return submit<float, float, float>(
+      h, {ta, tb, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c}, alpha, a, b, beta,
+      c);
+}
+cublasStatus_t cublasDgemmStridedBatched(cublasHandle_t h, cublasOperation_t ta,
+                                         cublasOperation_t tb, int m, int n, int k,
+                                         const double* alpha, const double* a, int lda,
+                                         long long stride_a, const double* b, int ldb,
+                                         long long stride_b, const double* beta, double* c, int ldc,
+                                         long long stride_c, int batch) {
+  return submit<double, double, double>(
+      h, {ta, tb, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c}, alpha, a, b, beta,
+      c);
+}
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m,
+                            int n, int k, const void* alpha, const void* a, cudaDataType type_a,
+                            int lda, const void* b, cudaDataType type_b, int ldb, const void* beta,
+                            void* c, cudaDataType type_c, int ldc, cublasComputeType_t compute,
+                            cublasGemmAlgo_t algo) {
+  return cublasGemmStridedBatchedEx(h, ta, tb, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0,
+                                    beta, c, type_c, ldc, 0, 1, compute, algo);
+}
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta,
+                                          cublasOperation_t tb, int m, int n, int k,
+                                          const void* alpha, const void* a, cudaDataType type_a,
+                                          int lda, long long stride_a, const void* b,
+                                          cudaDataType type_b, int ldb, long long stride_b,
+                                          const void* beta, void* c, cudaDataType type_c, int ldc,
+                                          long long stride_c, int batch,
+                                          cublasComputeType_t compute, cublasGemmAlgo_t) {
+  const Product p{ta, tb, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c};
+  const bool f32 = type_a == CUDA_R_32F && type_b == CUDA_R_32F && type_c == CUDA_R_32F;
+  const bool f64 = type_a == CUDA_R_64F && type_b == CUDA_R_64F && type_c == CUDA_R_64F;
+  const bool bf16 = type_a == CUDA_R_16BF && type_b == CUDA_R_16BF;
+  if (compute == CUBLAS_COMPUTE_64F) {
+    return f64 ? submit<double, double, double>(h, p, alpha, a, b, beta, c)
+               : CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  if (f32) return submit<float, float, float>(h, p, alpha, a, b, beta, c);
+  // The modes with rounded f32 inputs are for f32 inputs alone.
+  if (!bf16 || compute == CUBLAS_COMPUTE_32F_FAST_TF32 || compute == CUBLAS_COMPUTE_32F_FAST_16BF) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  if (type_c == CUDA_R_32F) return submit<float, __nv_bfloat16, float>(h, p, alpha, a, b, beta, c);
+  if (type_c != CUDA_R_16BF) return CUBLAS_STATUS_NOT_SUPPORTED;
+  return submit<float, __nv_bfloat16, __nv_bfloat16>(h, p, alpha, a, b, beta, c);
+}
