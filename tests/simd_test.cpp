@@ -161,7 +161,7 @@ TEST(Simd, ManyTokensOnMostExperts) {
   };
   if (!has("simd") || !has("onednn")) GTEST_SKIP() << "cpu+onednn+simd is not in this build";
   const int64_t D = 40, E = 5, G = 8, F = E * G;
-  for (int64_t N : {17, 130, 600}) {
+  for (int64_t N : {17, 130, 1100}) {
     for (int kind = 0; kind < 2; ++kind) {
       Store s;
       Rng rng{7};

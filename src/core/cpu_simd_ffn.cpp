@@ -161,11 +161,11 @@ bool dense_is_cheaper(const Layer& f) {
 // The same layer with all neurons, a range of tokens at a time, by oneDNN's products.
 void all_neurons(Ctx& ctx, const Layer& f, Tensor out, Tensor x, Tensor up, Tensor gate_w,
                  Tensor down) {
-  constexpr int64_t kRange = 512;
+  constexpr int64_t kRange = 1024;  // a library packs the weights again for each
   Ops product{};
   kOnednnPatch(product);
   const int64_t D = x.cols(), F = f.E * f.G, most = std::min(kRange, f.N);
-  float* work = cpu(ctx).workspace<float>(cpu(ctx).pool.size(), 2 * most * F);
+  float* work = cpu(ctx).workspace<float>(cpu(ctx).pool.size(), (gate_w ? 2 : 1) * most * F);
   for (int64_t first = 0; first < f.N; first += kRange) {
     const int64_t T = std::min(kRange, f.N - first);
     const auto view = [](float* data, int64_t rows, int64_t cols) {
@@ -183,7 +183,10 @@ void all_neurons(Ctx& ctx, const Layer& f, Tensor out, Tensor x, Tensor up, Tens
         for (int64_t j = 0; f.up_bias && j < F; ++j) a[j] += f.up_bias[j];
         activate_block<float>(h, h, gate_w ? a : nullptr, F, f.act);
         const float* gate = f.gates + (first + n) * f.E;
-        for (int64_t j = 0; j < F; ++j) h[j] = gate[j / f.G] == 0 ? 0 : h[j] * gate[j / f.G];
+        for (int64_t e = 0; e < f.E; ++e) {
+          for (float* v = h + e * f.G; v < h + (e + 1) * f.G; ++v)
+            *v = gate[e] == 0 ? 0 : *v * gate[e];
+        }
       }
     });
     product.gemm(ctx, o, gate_w ? g : u, false, down, false);
