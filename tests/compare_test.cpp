@@ -125,9 +125,9 @@ TEST(Compare, ToleranceFormula) {
 TEST(Bf16, RoundsToTheNearestTiesToEven) {
   const auto round = [](float v) { return to_float(to_bf16(v)); };
   EXPECT_EQ(round(1), 1);
-  EXPECT_EQ(round(-0x1.02p0f), -0x1.02p0f);     // 8 bits of significand are kept
-  EXPECT_EQ(round(0x1.01p0f), 1);               // a tie goes to the even one, down
-  EXPECT_EQ(round(0x1.03p0f), 0x1.04p0f);       // and up
+  EXPECT_EQ(round(-0x1.02p0f), -0x1.02p0f);    // 8 bits of significand are kept
+  EXPECT_EQ(round(0x1.01p0f), 1);              // a tie goes to the even one, down
+  EXPECT_EQ(round(0x1.03p0f), 0x1.04p0f);      // and up
   EXPECT_EQ(round(0x1.010002p0f), 0x1.02p0f);  // above a tie
   EXPECT_EQ(round(0x1.fffp127f), std::numeric_limits<float>::infinity());
   EXPECT_EQ(round(-std::numeric_limits<float>::infinity()),
