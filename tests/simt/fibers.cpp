@@ -12,7 +12,6 @@
 #include "core/check.h"
 
 #ifdef LTE_SIMT_ASAN
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -80,14 +79,6 @@ void finish_switch([[maybe_unused]] Context& to, [[maybe_unused]] Context* from)
   size_t size = 0;
   __sanitizer_finish_switch_fiber(to.fake_stack, &bottom, &size);
   if (from) from->bottom = bottom, from->size = size;
-#endif
-}
-
-// Forgets what AddressSanitizer knows of frames on the fiber's stack: an exception leaves marks of
-// the frames that it ends, and the next one would stumble over them.
-void forget_frames([[maybe_unused]] const Fiber& f) {
-#ifdef LTE_SIMT_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(f.self.bottom, f.self.size);
 #endif
 }
 
@@ -159,7 +150,6 @@ void fiber_main(Machine& m, Fiber& f) {
       try {
         (*m.block.body)();
       } catch (const Abandoned&) {
-        forget_frames(f);
       } catch (const std::exception& e) {
         if (m.error.empty()) m.error = e.what();
       }
@@ -217,9 +207,7 @@ void abandon_block(Machine& m) {
 void wait_here() {
   Machine& m = machine();
   suspend(m, *m.running);
-  if (!m.abandon) return;
-  forget_frames(*m.running);
-  throw Abandoned{};
+  if (m.abandon) throw Abandoned{};
 }
 
 void wake(int t) {
@@ -242,7 +230,6 @@ void fault(const std::string& what) {
   Machine& m = machine();
   if (!m.in_kernel) fail("simt: " + what);
   if (m.error.empty()) m.error = describe_thread(m.current) + ": " + what;
-  forget_frames(*m.running);
   throw Abandoned{};
 }
 
