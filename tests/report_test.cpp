@@ -221,6 +221,12 @@ TEST(Rows, BackendsAndSuitesDoNotMix) {
   EXPECT_EQ(group_records(r).size(), 2u);
 }
 
+TEST(Svg, CompactKeepsTextAndNumbers) {
+  EXPECT_EQ(svg::compact("<text x=\"1.0\" y=\"2.05\" text-anchor=\"start\">1.0 of 2.0</text>"),
+            "<text x=\"1\" y=\"2.05\">1.0 of 2.0</text>");
+  EXPECT_EQ(svg::compact("<path d=\"M0.0 10.0v-1.05\"/>"), "<path d=\"M0 10v-1.05\"/>");
+}
+
 TEST(Report, FailedRecordsAreRows) {
   std::vector<Record> r = some_records();
   r[1].status = "failed", r[1].why = "digest differs", r[1].quality.loss = kNan;

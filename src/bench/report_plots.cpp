@@ -8,6 +8,7 @@
 
 #include "bench/report_parts.h"
 #include "bench/svg.h"
+#include "bench/svg_parts.h"
 
 namespace lte {
 namespace {
@@ -354,8 +355,8 @@ void add_rows(const Add& add, const std::vector<const Row*>& rows) {
 
 std::vector<Figure> figures_of(const Group& g, const std::string& prefix) {
   std::vector<Figure> figures;
-  const Add add = [&](const std::string& name, std::string caption, std::string svg) {
-    figures.push_back({prefix + "-" + name, std::move(caption), std::move(svg)});
+  const Add add = [&](const std::string& name, std::string caption, const std::string& drawing) {
+    figures.push_back({prefix + "-" + name, std::move(caption), svg::compact(drawing)});
   };
   const bool measured =
       std::any_of(g.rows.begin(), g.rows.end(), [](const Row& row) { return !row.failed; });

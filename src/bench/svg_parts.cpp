@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 
 namespace lte::svg {
@@ -255,6 +256,25 @@ std::string begin(double width, double height, std::string_view title) {
       width, height, escape(title));
   rect(out, {0, 0, width, height}, "#ffffff");
   text(out, 16, 26, title, Anchor::start, 16);
+  return out;
+}
+
+std::string compact(std::string_view drawing) {
+  constexpr std::string_view kDefault = " text-anchor=\"start\"";
+  std::string out;
+  bool tag = false;
+  for (size_t i = 0; i < drawing.size(); ++i) {
+    tag = drawing[i] == '<' || (tag && drawing[i] != '>');
+    const auto at = [&](size_t k) { return k < drawing.size() ? drawing[k] : ' '; };
+    if (tag && drawing[i] == '.' && at(i + 1) == '0' && !std::isdigit(at(i + 2)) && i > 0 &&
+        std::isdigit(drawing[i - 1])) {
+      ++i;
+    } else if (tag && drawing.substr(i, kDefault.size()) == kDefault) {
+      i += kDefault.size() - 1;
+    } else {
+      out += drawing[i];
+    }
+  }
   return out;
 }
 

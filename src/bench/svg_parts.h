@@ -62,4 +62,7 @@ const char* color_of(int index);
 std::string begin(double width, double height, std::string_view title);  // with the title on top
 inline constexpr const char* kEnd = "</svg>\n";
 
+// The same drawing in fewer bytes: without, inside tags, ".0" of numbers and what is the default anyway.
+std::string compact(std::string_view drawing);
+
 }  // namespace lte::svg
