@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/commands.h"
+#include "core/gpu.h"
 
 namespace lte {
 namespace {
@@ -30,12 +31,18 @@ Json info_json(int threads) {
                       {"dim", m.config.dim},
                       {"ffn", m.config.ffn}});
   }
-  Json list = Json::array();
-  for (const Variant& v : variants())
-    list.push_back({{"name", fmt::format("{}+{}", v.backend, v.name)},
-                    {"about", v.about},
-                    {"available", v.patch != nullptr}});
-  backends.push_back({{"name", "cpu"}, {"available", true}, {"variants", list}});
+  for (const std::string name : {"cpu", "cuda"}) {
+    Json list = Json::array();
+    for (const Variant& v : variants()) {
+      if (v.backend != name) continue;
+      list.push_back({{"name", fmt::format("{}+{}", v.backend, v.name)},
+                      {"about", v.about},
+                      {"available", v.patch != nullptr}});
+    }
+    const std::string missing = name == "cuda" ? gpu_missing(name) : "";
+    backends.push_back(
+        {{"name", name}, {"available", missing.empty()}, {"why_not", missing}, {"variants", list}});
+  }
   return {{"methods", methods_list},   {"datasets", datasets_list},
           {"models", models},          {"backends", backends},
           {"auto", fastest_backend()}, {"machine", describe_machine(threads)}};
@@ -81,7 +88,9 @@ int cmd_info(const CommonArgs& c, bool ceilings) {
   for (const Json& m : j["models"])
     fmt::print("model {}: {}\n", m["name"].get<std::string>(), m["about"].get<std::string>());
   for (const Json& b : j["backends"]) {
-    fmt::print("backend {}\n", b["name"].get<std::string>());
+    const auto why = b["why_not"].get<std::string>();
+    fmt::print("backend {}{}\n", b["name"].get<std::string>(),
+               why.empty() ? "" : " (not here: " + why + ")");
     for (const Json& v : b["variants"])
       fmt::print("backend {}: {}{}\n", v["name"].get<std::string>(), v["about"].get<std::string>(),
                  v["available"].get<bool>() ? "" : " (not in this build)");
