@@ -15,8 +15,8 @@ constexpr int kResamples = 1000;
 
 // Knobs that make another variant of a method; the rest are settings or what a curve sweeps over.
 constexpr const char* kVariants[] = {
-    "score",  "allocation", "selection",    "construction", "rule",   "by",    "look_ahead",
-    "before", "group",      "router_input", "distill",      "scaled", "lambda"};
+    "score",  "allocation", "selection",    "construction", "rule",   "by",     "look_ahead",
+    "before", "group",      "router_input", "distill",      "scaled", "lambda", "warm_tokens"};
 // Those that are written wherever they are set, so that a row means the same in every column.
 constexpr const char* kAlways[] = {"score", "scaled", "lambda"};
 
