@@ -219,6 +219,7 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
 void fill_cuda_attention(Ops& ops) {
   ops.rope = rope;
   ops.store_kv = store_kv;
+  ops.keeps_row_sums = [](Ctx&) { return false; };
   ops.attention = attention;
   ops.attention_backward = attention_backward;
 }

@@ -80,6 +80,7 @@ inline Backend open_late() {
   Backend b{.name = "late", .ops = {}, .ctx = std::make_shared<Late>(), .memory = {}};
   b.memory = {late_make, late_release};
   b.ops.finish = late_finish;
+  b.ops.keeps_row_sums = [](Ctx&) { return false; };
 #define LTE_LATER(entry) b.ops.entry = Later<&Ops::entry>::call
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;

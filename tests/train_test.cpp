@@ -139,8 +139,7 @@ TEST(Golden, TwentyLosses) {
   s.c = parse_model("gpt2-nano"), s.c.vocab = kVocab, s.plan = dense_plan(s.c);
   s.spec.steps = 20, s.spec.seq = 32;
   const Trained t = s.run(2);
-  const std::string path =
-      std::string(__FILE__).substr(0, std::string(__FILE__).rfind('/')) + "/golden/losses.txt";
+  const std::string path = LTE_SOURCE_DIR "/tests/golden/losses.txt";
   if (std::getenv("LTE_REGENERATE")) {
     std::ofstream out(path);
     out << "# LTE_REGENERATE=1 train_test --gtest_filter=Golden.TwentyLosses\n";
