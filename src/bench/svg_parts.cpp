@@ -252,7 +252,8 @@ std::string begin(double width, double height, std::string_view title) {
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" "
       "width=\"{0:.0f}\" height=\"{1:.0f}\" role=\"img\" aria-label=\"{2}\" "
-      "font-family=\"Helvetica, Arial, sans-serif\">\n<title>{2}</title>\n",
+      "font-family=\"Helvetica, Arial, sans-serif\" "
+      "style=\"font-size:13px\">\n<title>{2}</title>\n",
       width, height, escape(title));
   rect(out, {0, 0, width, height}, "#ffffff");
   text(out, 16, 26, title, Anchor::start, 16);
@@ -260,7 +261,8 @@ std::string begin(double width, double height, std::string_view title) {
 }
 
 std::string compact(std::string_view drawing) {
-  constexpr std::string_view kDefault = " text-anchor=\"start\"";
+  constexpr std::string_view kDefaults[] = {" text-anchor=\"start\"", " stroke-width=\"1\"",
+                                            " font-size=\"13\""};  // the last: see begin()
   std::string out;
   bool tag = false;
   for (size_t i = 0; i < drawing.size(); ++i) {
@@ -269,8 +271,14 @@ std::string compact(std::string_view drawing) {
     if (tag && drawing[i] == '.' && at(i + 1) == '0' && !std::isdigit(at(i + 2)) && i > 0 &&
         std::isdigit(drawing[i - 1])) {
       ++i;
-    } else if (tag && drawing.substr(i, kDefault.size()) == kDefault) {
-      i += kDefault.size() - 1;
+      continue;
+    }
+    size_t skipped = 0;
+    for (std::string_view usual : kDefaults) {
+      if (tag && drawing.substr(i, usual.size()) == usual) skipped = usual.size();
+    }
+    if (skipped > 0) {
+      i += skipped - 1;
     } else {
       out += drawing[i];
     }
