@@ -18,19 +18,6 @@ __global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* co
   if (threadIdx.x == 0) *total = base;
 }
 
-// out[n, d] = the splits' parts in order.
-template <class T>
-struct JoinSplits {
-  T* out;
-  const T* parts;
-  int64_t size, splits;
-  __device__ void operator()(int64_t i) const {
-    T sum = 0;
-    for (int64_t s = 0; s < splits; ++s) sum += parts[s * size + i];
-    out[i] = sum;
-  }
-};
-
 template <int kTokens, bool kAtomic, class T, class W>
 void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
@@ -55,7 +42,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
     launch(few_down_kernel<kTokens, 1, kAtomic, T, W>, grid, kThreads, 0, c.stream,
            kAtomic ? out : part, h, active, total, f);
   }
-  if (!kAtomic) each(ctx, f.N * f.D, JoinSplits<T>{out, part, f.N * f.D, splits});
+  if (!kAtomic) each(ctx, f.N * f.D, SumParts<T, false>{out, part, f.N * f.D, splits});
 }
 
 template <class T, class W>

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "bench/measure.h"
+#include "bench/statistics.h"
 
 namespace lte {
 namespace {
@@ -92,7 +93,8 @@ Times timed_loop(benchmark::State& state, Session& s, const Work& w) {
     if (w.beside) t.beside.push_back(seconds_of(s.backend, w.beside));
     t.call.push_back(seconds_of(s.backend, w.call));
     const auto n = static_cast<benchmark::IterationCount>(t.call.size());
-    state.SetIterationTime(n == state.max_iterations ? median(t.call) * static_cast<double>(n) : 0);
+    state.SetIterationTime(n == state.max_iterations ? median_of(t.call) * static_cast<double>(n)
+                                                     : 0);
   }
   return t;
 }
@@ -100,7 +102,7 @@ Times timed_loop(benchmark::State& state, Session& s, const Work& w) {
 // Rates and ratios; `c` are the ceilings of this minute.
 void count_time(benchmark::State& state, const Prepared& p, const Times& t, const Ceilings& c) {
   const Work& w = p.work;
-  const double seconds = median(t.call);
+  const double seconds = median_of(t.call);
   if (w.tokens) state.counters["tokens_per_s"] = static_cast<double>(w.tokens) / seconds;
   if (w.look) {
     const Traffic& all = p.seen.traffic;
@@ -110,7 +112,7 @@ void count_time(benchmark::State& state, const Prepared& p, const Times& t, cons
     state.counters["of_gemm"] = all.flops / seconds / c.gemm_f32;
   }
   if (!w.beside) return;
-  const double ratio = median(t.beside) / seconds;
+  const double ratio = median_of(t.beside) / seconds;
   state.counters[w.beside_counter] = ratio;
   if (w.dense.flops <= 0) return;
   const double ideal = bound_seconds(w.dense, c) / bound_seconds(p.seen.traffic, c);
@@ -226,7 +228,7 @@ void register_case(const Case& c, Session& s, Gauge& gauge, Latest<Prepared>& la
       state.SkipWithError(e.what());
     }
   });
-  row->UseManualTime()->Unit(benchmark::kMicrosecond)->ComputeStatistics("mad", mad);
+  row->UseManualTime()->Unit(benchmark::kMicrosecond)->ComputeStatistics("mad", mad_of);
   if (s.options.smoke) row->Iterations(1);
 }
 
@@ -249,24 +251,11 @@ int run_suite(int argc, char** argv) {
 
 }  // namespace
 
-double seconds_of(Backend&, const std::function<void()>& call) {
-  const auto start = Clock::now();
+double seconds_of(Backend& be, const std::function<void()>& call) {
+  const double start = wall_seconds();
   call();
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> v) {
-  if (v.empty()) return 0;
-  std::sort(v.begin(), v.end());
-  const size_t n = v.size();
-  return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
-}
-
-double mad(const std::vector<double>& v) {
-  const double middle = median(v);
-  std::vector<double> off;
-  for (double x : v) off.push_back(std::abs(x - middle));
-  return median(off);
+  be.finish();
+  return wall_seconds() - start;
 }
 
 Block make_block(std::initializer_list<Tensor> shapes) {

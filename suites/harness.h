@@ -86,9 +86,6 @@ struct Latest {
 // for, or timed by its own events, here and nowhere else.
 double seconds_of(Backend&, const std::function<void()>& call);
 
-double median(std::vector<double>);
-double mad(const std::vector<double>&);  // median distance from the median
-
 // Tensors and the memory that they lie in, as one value.
 struct Block {
   std::vector<Tensor> tensor;

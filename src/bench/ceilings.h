@@ -25,7 +25,7 @@ struct GemmProbe {
   Tensor out, x, w;
   Arena memory;
 
-  GemmProbe(int64_t m, int64_t n, int64_t k, DType weights);
+  GemmProbe(const Backend&, int64_t m, int64_t n, int64_t k, DType weights);
   double seconds(Backend&, double (*now)() = wall_seconds);
 };
 // Whether the backend multiplies floats by weights of bf16, and rightly.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bench/statistics.h"
 #include "data/metrics.h"
 #include "model/batches.h"
 #include "model/generate.h"
@@ -86,18 +87,9 @@ void run_task(const LoadedRun& run, const Dataset& data, Backend& be, Record& r)
   }
 }
 
-double median(std::vector<double> v) {
-  if (v.empty()) return 0;
-  std::sort(v.begin(), v.end());
-  const size_t n = v.size();
-  return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
-}
-
 Timing timing_of(const std::vector<double>& seconds) {
-  Timing t{.median = 1e6 * median(seconds), .repetitions = static_cast<int>(seconds.size())};
-  std::vector<double> off;
-  for (double s : seconds) off.push_back(std::abs(1e6 * s - t.median));
-  t.mad = median(off);
+  Timing t{.median = 1e6 * median_of(seconds), .repetitions = static_cast<int>(seconds.size())};
+  t.mad = 1e6 * mad_of(seconds);
   return t;
 }
 
@@ -176,8 +168,8 @@ void time_group(const LoadedRun& dense, std::span<Timed> group, const Dataset& d
     for (Series& s : series) {
       Stopwatch watch;
       s.digest_ok &= pass(s, &watch).digest == s.timed.digest;
-      s.prefill.push_back(median(watch.prefill));
-      if (!watch.decode.empty()) s.decode.push_back(median(watch.decode));
+      s.prefill.push_back(median_of(watch.prefill));
+      if (!watch.decode.empty()) s.decode.push_back(median_of(watch.decode));
     }
     if (round) round(r + 1);
   }

@@ -181,14 +181,6 @@ Stat stat_of(std::span<const double> values) {
   return s;
 }
 
-double median_of(std::vector<double> values) {
-  std::erase_if(values, [](double v) { return !std::isfinite(v); });
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 std::string row_label(const Record& r, Records peers) { return label_of(r, peers, true); }
 std::string curve_label(const Record& r, Records peers) { return label_of(r, peers, false); }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/record.h"
+#include "bench/statistics.h"
 
 namespace lte {
 
@@ -18,7 +19,6 @@ struct Stat {
   double mean = 0, sd = 0, low = 0, high = 0;
 };
 Stat stat_of(std::span<const double>);
-double median_of(std::vector<double>);  // of none: 0
 
 struct Row {
   std::string label;                   // method and the knobs that tell its rows apart

@@ -100,7 +100,7 @@ StepReport bench_step(const StepSpec& spec) {
   for (const std::string& name : spec.backends)
     backends.push_back(open_backend(name, spec.threads));
   Backend best = open_backend("auto", spec.threads);
-  GemmProbe probe(kGemmSide, kGemmSide, kGemmSide, DType::f32);
+  GemmProbe probe(best, kGemmSide, kGemmSide, kGemmSide, DType::f32);
   StepReport report;
   std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
   for (int r = 0; r < spec.rounds; ++r) {
@@ -118,8 +118,7 @@ StepReport bench_step(const StepSpec& spec) {
   for (size_t i = 0; i < backends.size(); ++i) {
     StepRow row{.backend = backends[i].name, .ops = {}};
     row.seconds = median_of(all[i]), row.tokens_per_s = tokens / row.seconds;
-    for (double& s : all[i]) s = std::abs(s - row.seconds);
-    row.mad = median_of(all[i]), row.ratio = median_of(ratios[i]);
+    row.mad = mad_of(all[i]), row.ratio = median_of(ratios[i]);
     profile_row(bench, backends[i], row);
     report.rows.push_back(std::move(row));
   }

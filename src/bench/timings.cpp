@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench/statistics.h"
 #include "core/check.h"
 #include "core/files.h"
 #include "core/rng.h"
@@ -67,13 +68,6 @@ void add_machine(Timings& t, const std::string& path, const Json& context) {
   }
 }
 
-double median_of(std::vector<double>& v) {
-  const auto middle = v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2);
-  std::nth_element(v.begin(), middle, v.end());
-  if (v.size() % 2) return *middle;
-  return 0.5 * (*middle + *std::max_element(v.begin(), middle));
-}
-
 // Medians of samples that are drawn with replacement.
 std::vector<double> draw_medians(const std::vector<double>& from, Rng& rng) {
   std::vector<double> medians, sample(from.size());
@@ -107,9 +101,9 @@ RowVersus versus(const std::string& name, const TimedRow& a, const TimedRow& b) 
   }
   Rng rng(1979);
   const std::vector<double> as = draw_medians(a.seconds, rng), bs = draw_medians(b.seconds, rng);
-  std::vector<double> ratios, copy = a.seconds;
+  std::vector<double> ratios;
   for (size_t i = 0; i < as.size(); ++i) ratios.push_back(bs[i] / as[i]);
-  r.a = median_of(copy), copy = b.seconds, r.b = median_of(copy);
+  r.a = median_of(a.seconds), r.b = median_of(b.seconds);
   r.ratio = r.b / r.a;
   std::tie(r.a_low, r.a_high) = interval(as), std::tie(r.b_low, r.b_high) = interval(bs);
   std::tie(r.low, r.high) = interval(ratios);
