@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "core/profile.h"
 #include "testing.h"
 
 namespace lte::testing {
@@ -79,24 +80,18 @@ inline void late_finish(Ctx& ctx) {
 inline Backend open_late() {
   Backend b{.name = "late", .ops = {}, .ctx = std::make_shared<Late>(), .memory = {}};
   b.memory = {late_make, late_release};
+  visit_ops([&]<auto kEntry>(const char*) {
+    using Entry = decltype(kEntry);
+    if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)>) {
+      b.ops.*kEntry = Later<kEntry>::call;
+    }
+  });
   b.ops.finish = late_finish;
   b.ops.keeps_row_sums = [](Ctx&) { return false; };
-#define LTE_LATER(entry) b.ops.entry = Later<&Ops::entry>::call
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;
   b.ops.cross_entropy = LaterListed<&Ops::cross_entropy, 3>::call;
   b.ops.distill_add = LaterListed<&Ops::distill_add, 3>::call;
-  LTE_LATER(norm), LTE_LATER(norm_backward_add), LTE_LATER(gemm), LTE_LATER(gemm_add);
-  LTE_LATER(bias_add), LTE_LATER(bias_backward_add), LTE_LATER(add), LTE_LATER(fill);
-  LTE_LATER(sum_squares), LTE_LATER(rope), LTE_LATER(store_kv), LTE_LATER(attention);
-  LTE_LATER(attention_backward), LTE_LATER(activate), LTE_LATER(activate_backward);
-  LTE_LATER(sigmoid), LTE_LATER(sigmoid_backward), LTE_LATER(softmax), LTE_LATER(absolute);
-  LTE_LATER(unit_rows), LTE_LATER(noise_add), LTE_LATER(measure), LTE_LATER(gate);
-  LTE_LATER(gate_softmax), LTE_LATER(gate_softmax_backward), LTE_LATER(scale_experts);
-  LTE_LATER(scale_experts_backward), LTE_LATER(gate_loss_add), LTE_LATER(route);
-  LTE_LATER(ffn_gathered), LTE_LATER(hoyer_add), LTE_LATER(keep_large), LTE_LATER(gemm_sparse);
-  LTE_LATER(adamw);
-#undef LTE_LATER
   return b;
 }
 

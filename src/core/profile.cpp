@@ -54,7 +54,7 @@ double thread_seconds() {
 }
 
 Profiled profiled(const Backend& inner) {
-  Profiled p{.backend = {.name = inner.name, .ops = {}, .ctx = {}},
+  Profiled p{.backend = {.name = inner.name, .ops = {}, .ctx = {}, .memory = inner.memory},
              .clock = std::make_shared<ProfileCtx>()};
   p.clock->inner = inner;
   visit_ops([&]<auto kEntry>(const char* name) {
