@@ -37,10 +37,11 @@ double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
   return static_cast<double>(block.size() * sizeof(uint64_t)) / seconds;
 }
 
-GemmProbe::GemmProbe(const Backend& be, int64_t m, int64_t n, int64_t k, DType weights)
+GemmProbe::GemmProbe(const Backend& be, int64_t m, int64_t n, int64_t k, DType weights, bool t)
     : out(shape(DType::f32, {m, n})),
       x(shape(DType::f32, {m, k})),
-      w(shape(weights, {n, k})),
+      w(t ? shape(weights, {n, k}) : shape(weights, {k, n})),
+      transposed(t),
       memory{.where = be.memory} {
   memory.reserve(Arena::padded(out.bytes()) + Arena::padded(x.bytes()) + Arena::padded(w.bytes()));
   for (Tensor* t : {&out, &x, &w}) memory.carve(*t);
@@ -50,13 +51,13 @@ GemmProbe::GemmProbe(const Backend& be, int64_t m, int64_t n, int64_t k, DType w
 
 double GemmProbe::seconds(Backend& be, double (*now)()) {
   const double start = now();
-  be.ops.gemm(*be.ctx, out, x, false, w, true);
+  be.ops.gemm(*be.ctx, out, x, false, w, transposed);
   be.finish();
   return now() - start;
 }
 
 bool has_bf16(Backend& be) {
-  GemmProbe got(be, 16, 16, 16, DType::bf16), want(be, 16, 16, 16, DType::f32);
+  GemmProbe got(be, 16, 16, 16, DType::bf16, true), want(be, 16, 16, 16, DType::f32, true);
   try {
     got.seconds(be);  // small enough for one piece of work, so that its error arrives here
   } catch (const Error&) {
@@ -71,10 +72,10 @@ Ceilings measure_ceilings(Backend& be, int threads, const std::vector<uint64_t>&
                           int passes) {
   Ceilings c;
   ThreadPool one(1), all(threads);
-  GemmProbe f32(be, kGemmSide, kGemmSide, kGemmSide, DType::f32);
+  GemmProbe f32(be, kGemmSide, kGemmSide, kGemmSide, DType::f32, false);
   const bool bf16 = has_bf16(be);
   const int64_t side = bf16 ? kGemmSide : 1;
-  GemmProbe half(be, side, side, side, DType::bf16);
+  GemmProbe half(be, side, side, side, DType::bf16, true);
   const double flops = 2.0 * kGemmSide * kGemmSide * kGemmSide;
   for (int i = 0; i < passes; ++i) {
     c.stream_one = std::max(c.stream_one, stream_rate(one, block));

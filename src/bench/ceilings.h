@@ -15,17 +15,20 @@ struct Ceilings {
 };
 
 inline constexpr int64_t kStreamBytes = int64_t{512} << 20;  // beyond every cache
-inline constexpr int64_t kGemmSide = 1024;
+// Of the square product; rows of a power of two would meet in the same sets of a cache.
+inline constexpr int64_t kGemmSide = 1000;
 
 // Bytes/s of one pass over `block`: every thread reads one contiguous piece of it.
 double stream_rate(ThreadPool&, const std::vector<uint64_t>& block);
 
-// Seconds of one product out[m,n] = x[m,k] w[n,k]' on operands that are made once.
+// Seconds of one product on operands that are made once: out[m,n] = x[m,k] w[n,k]', or w[k,n] where it is
+// not `transposed`, the form that libraries are fastest in.
 struct GemmProbe {
   Tensor out, x, w;
+  bool transposed;
   Arena memory;
 
-  GemmProbe(const Backend&, int64_t m, int64_t n, int64_t k, DType weights);
+  GemmProbe(const Backend&, int64_t m, int64_t n, int64_t k, DType weights, bool transposed);
   double seconds(Backend&, double (*now)() = wall_seconds);
 };
 // Whether the backend multiplies floats by weights of bf16, and rightly.

@@ -11,7 +11,7 @@
 namespace lte {
 
 // Raise it when a change of the trainer, the methods or the scoring changes results.
-inline constexpr int kTrainerRevision = 3;
+inline constexpr int kTrainerRevision = 4;
 
 struct Progress {
   int stage = 0, stages = 0;  // stage k of n

@@ -100,7 +100,7 @@ StepReport bench_step(const StepSpec& spec) {
   for (const std::string& name : spec.backends)
     backends.push_back(open_backend(name, spec.threads));
   Backend best = open_backend("auto", spec.threads);
-  GemmProbe probe(best, kGemmSide, kGemmSide, kGemmSide, DType::f32);
+  GemmProbe probe(best, kGemmSide, kGemmSide, kGemmSide, DType::f32, false);
   StepReport report;
   std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
   for (int r = 0; r < spec.rounds; ++r) {

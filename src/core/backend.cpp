@@ -65,7 +65,7 @@ Backend open_cpu(int threads) {
 
 std::span<const Variant> variants() { return kVariants; }
 
-std::string fastest_backend() { return kOnednnPatch ? "cpu+onednn" : "cpu"; }
+std::string fastest_backend() { return kOnednnPatch ? "cpu+onednn+fused" : "cpu+fused"; }
 
 Backend open_backend(std::string_view named, int threads) {
   const std::string fastest = fastest_backend();
