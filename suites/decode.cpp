@@ -22,6 +22,9 @@ struct Row {
 Work decode_work(Session& s, std::shared_ptr<const Params> params, const Plan& plan, Row row,
                  std::vector<int32_t> text, bool fill_cache) {
   const int64_t steps = kSteps, prompt = kPrompt, B = row.B;
+  const ModelConfig& c = params->cfg;
+  const auto numbers = static_cast<double>(2 * B * (prompt + steps) * c.layers * c.kv_heads);
+  want_memory("the cache of keys and values", 4 * numbers * c.head_dim() + 1e9);
   auto w = std::make_shared<Whole>(
       Whole{.params = params,
             .plan = plan,
@@ -90,6 +93,8 @@ void add_trained(std::vector<Case>& all, const Options& o, std::shared_ptr<Made>
 }
 
 }  // namespace
+
+const bool kInference = true;
 
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;

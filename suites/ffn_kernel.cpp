@@ -19,16 +19,25 @@ constexpr int kMostCopies = 8;
 struct Shape3 {
   const char* model;
   int group;
+  DType weights;
+
+  std::string name() const {
+    return fmt::format("{}/{}", model, weights == DType::bf16 ? "bf16" : "f32");
+  }
 };
-constexpr Shape3 kShapes[] = {{"gpt2-medium", 32}, {"llama2-7b", 32}, {"gpt2-nano", 8}};
+constexpr Shape3 kShapes[] = {{"gpt2-medium", 32, DType::f32},
+                              {"llama2-7b", 32, DType::f32},
+                              {"llama2-7b", 32, DType::bf16},
+                              {"gpt2-nano", 8, DType::f32}};
 
 // Copies of one layer as the layers of one model.
-Synthetic make_copies(const Shape3& shape, bool smoke) {
-  ModelConfig c = suite_model(shape.model, smoke);
+Synthetic make_copies(Session& s, const Shape3& shape) {
+  ModelConfig c = suite_model(shape.model, s.options.smoke);
   c.vocab = 16, c.max_seq = 16;
-  const double bytes = 4 * (c.gated ? 3.0 : 2.0) * c.dim * c.ffn;
+  const double bytes =
+      static_cast<double>(size_of(shape.weights)) * (c.gated ? 3.0 : 2.0) * c.dim * c.ffn;
   c.layers = std::clamp(static_cast<int>(kWeightBytes / bytes), 1, kMostCopies);
-  return make_synthetic(c, shape.group, DType::f32);
+  return make_synthetic(s.backend, c, shape.group, shape.weights);
 }
 
 // Inputs, their gates and lists, and where results go.
@@ -40,6 +49,7 @@ struct Kernel {
   const Block* at;
 
   const ModelConfig& cfg() const { return layers->params.cfg; }
+  DType weights() const { return layers->params.dtype; }
 };
 
 Block make_input(Session& s, const ModelConfig& c, int group, double density, int64_t N,
@@ -107,7 +117,7 @@ Seen look(const Kernel& k, int group) {
             .loaded = static_cast<double>(wanted) / static_cast<double>(count.size()),
             .traffic = {}};
   const FfnPlan given{.group = group, .order = {}};  // gates are given: no router to read
-  seen.traffic = ffn_traffic(c, given, seen.active, seen.loaded, gates.rows());
+  seen.traffic = ffn_traffic(c, given, seen.active, seen.loaded, gates.rows(), k.weights());
   return seen;
 }
 
@@ -136,7 +146,7 @@ Work make_row(Session& s, std::shared_ptr<Synthetic> layers, int group, double d
   w.look = [k, group] { return look(*k, group); };
   w.check = [k] { return check(*k, *k->mine, true); };
   w.output = [k] { return digest(k->out.tensor[0].data, k->out.tensor[0].bytes()); };
-  w.dense = ffn_traffic(c, {.group = 0, .order = {}}, 1, 1, N);
+  w.dense = ffn_traffic(c, {.group = 0, .order = {}}, 1, 1, N, k->weights());
   if (dense_only) {
     w.call = w.beside, w.beside = {};
     w.check = [k] { return check(*k, *k->other, false); };
@@ -147,16 +157,17 @@ Work make_row(Session& s, std::shared_ptr<Synthetic> layers, int group, double d
 
 }  // namespace
 
+const bool kInference = true;
+
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   auto made = std::make_shared<Latest<Synthetic>>();
   for (const Shape3& shape : kShapes) {
     const auto add = [&](const std::string& kind, double density, int64_t N, bool dense_only) {
       const std::string name = fmt::format("ffn_kernel/synthetic/{}{}/{}/tokens:{}",
-                                           o.smoke ? "tiny-" : "", shape.model, kind, N);
+                                           o.smoke ? "tiny-" : "", shape.name(), kind, N);
       all.push_back({name, [=](Session& s) {
-                       auto layers = made->get(shape.model,
-                                               [&] { return make_copies(shape, s.options.smoke); });
+                       auto layers = made->get(shape.name(), [&] { return make_copies(s, shape); });
                        return make_row(s, layers, shape.group, density, N, dense_only);
                      }});
     };

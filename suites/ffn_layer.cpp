@@ -121,6 +121,8 @@ Work make_row(Session& s, std::shared_ptr<Captured> from, size_t layer, int64_t 
 
 }  // namespace
 
+const bool kInference = true;
+
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   auto made = std::make_shared<Latest<Captured>>();

@@ -94,6 +94,8 @@ Work make_row(Session& s, const Method& m, std::shared_ptr<Base> b) {
 
 }  // namespace
 
+const bool kInference = false;
+
 std::vector<Case> cases(const Options&) {
   std::vector<Case> all;
   auto made = std::make_shared<Latest<Base>>();

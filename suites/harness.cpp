@@ -22,7 +22,9 @@ constexpr double kFreshSeconds = 1;  // ceilings older than this are measured ag
 
 constexpr const char* kHelp =
     "Flags of the suite, before those of Google Benchmark:\n"
-    "  --backend=NAME   backend[+variant], see `lte info` (auto)\n"
+    "  --backend=NAME   backend[+variant], see `lte info` (auto: the fastest of this build, for "
+    "programs\n"
+    "                   that only infer with the kernels of +simd)\n"
     "  --threads=N      0: one for each core\n"
     "  --run=FOLDER     a fitted run of `lte fit` for the trained rows; else one is trained now\n"
     "  --smoke          every case once on tiny shapes, no claim about time\n";
@@ -73,6 +75,7 @@ Prepared prepare(const Case& c, Session& s) {
     const auto n = static_cast<double>(w.inputs);
     p.seen.active += seen.active / n, p.seen.loaded += seen.loaded / n;
     p.seen.traffic.bytes += seen.traffic.bytes / n, p.seen.traffic.flops += seen.traffic.flops / n;
+    p.seen.traffic.weights = seen.traffic.weights;
   }
   LTE_CHECK(p.checked.rows > 0 && p.checked.decided,
             "on no input did the reference choose the same experts");
@@ -109,7 +112,7 @@ void count_time(benchmark::State& state, const Prepared& p, const Times& t, cons
     state.counters["GBps"] = 1e-9 * all.bytes / seconds;
     state.counters["GFLOPs"] = 1e-9 * all.flops / seconds;
     if (all.bytes > 0) state.counters["of_stream"] = all.bytes / seconds / c.stream_all;
-    state.counters["of_gemm"] = all.flops / seconds / c.gemm_f32;
+    state.counters["of_gemm"] = all.flops / seconds / product_rate(all, c);
   }
   if (!w.beside) return;
   const double ratio = median_of(t.beside) / seconds;
@@ -234,7 +237,9 @@ void register_case(const Case& c, Session& s, Gauge& gauge, Latest<Prepared>& la
 
 int run_suite(int argc, char** argv) {
   Session session{.options = take_options(argc, argv), .backend = {}};
-  session.backend = open_backend(session.options.backend, session.options.threads);
+  std::string& backend = session.options.backend;
+  if (backend == "auto" && kInference) backend = fastest_inference();
+  session.backend = open_backend(backend, session.options.threads);
   Gauge gauge;
   Latest<Prepared> latest;
   const std::vector<Case> all = cases(session.options);

@@ -62,8 +62,9 @@ struct Case {
   std::function<Work(Session&)> prepare;
 };
 
-// Defined by every program.
+// Defined by every program: its rows, and whether they only infer.
 std::vector<Case> cases(const Options&);
+extern const bool kInference;
 
 // Keeps the last thing that was made, for cases that follow each other and share it.
 template <class T>

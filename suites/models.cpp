@@ -28,10 +28,11 @@ double free_bytes() {
   return 1e30;
 }
 
-double params_bytes(const ModelConfig& c) {
+double params_bytes(const ModelConfig& c, DType weights) {
   const double D = c.dim, F = c.ffn;
   const double layer = D * (c.qkv_width() + D) + (c.gated ? 3 : 2) * D * F;
-  return 4 * (c.layers * layer + (c.tied ? 1.0 : 2.0) * c.vocab * D);
+  return static_cast<double>(size_of(weights)) *
+         (c.layers * layer + (c.tied ? 1.0 : 2.0) * c.vocab * D);
 }
 
 Tensor view(std::vector<int32_t>& v) {
@@ -86,11 +87,22 @@ void fill_uniform(const Tensor& t, double std, uint64_t seed) {
   // xorshift64 (Marsaglia, 2003): cheap, and good enough for weights that only their size matters of.
   uint64_t x = splitmix64(seed) | 1;
   const auto scale = static_cast<float>(std * std::sqrt(12.0) * 0x1.0p-24);
-  float* p = t.as<float>();
   for (int64_t i = 0; i < t.size(); ++i) {
     x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-    p[i] = scale * static_cast<float>(static_cast<int32_t>(x >> 40) - (1 << 23));
+    const float v = scale * static_cast<float>(static_cast<int32_t>(x >> 40) - (1 << 23));
+    if (t.dtype == DType::bf16) {
+      t.as<Bf16>()[i] = to_bf16(v);
+    } else {
+      t.as<float>()[i] = v;
+    }
   }
+}
+
+void want_memory(const std::string& what, double bytes) {
+  const double have = free_bytes();
+  if (bytes <= have) return;
+  throw Skip{fmt::format("{} wants {:.1f} GB of memory, {:.1f} are free", what, 1e-9 * bytes,
+                         1e-9 * have)};
 }
 
 ModelConfig suite_model(const std::string& spec, bool smoke) {
@@ -101,18 +113,17 @@ ModelConfig suite_model(const std::string& spec, bool smoke) {
   return c;
 }
 
-Synthetic make_synthetic(const ModelConfig& c, int group, DType dtype) {
-  if (dtype != DType::f32) throw Skip{"this build has no whole models with weights of bf16"};
-  const double need = params_bytes(c) + 1e9, have = free_bytes();
-  if (need > have) {
-    throw Skip{fmt::format("{} wants {:.1f} GB of memory in f32, {:.1f} are free", c.name,
-                           1e-9 * need, 1e-9 * have)};
+Synthetic make_synthetic(Backend& be, const ModelConfig& c, int group, DType dtype) {
+  if (dtype == DType::bf16 && !has_bf16(be)) {
+    throw Skip{
+        fmt::format("backend {} has no products with weights of bf16, as cpu+simd has", be.name)};
   }
+  want_memory(c.name, params_bytes(c, dtype) + 1e9);
   Synthetic s{.params = {}, .plan = dense_plan(c)};
   for (FfnPlan& p : s.plan.layer) {
     p.group = group, p.router = RouterKind::linear, p.rule = Rule::threshold, p.cut = -1;
   }
-  s.params = make_params(c, s.plan);
+  s.params = make_params(c, s.plan, dtype);
   uint64_t place = 0;
   visit_params(s.params, [&](Tensor& t, const ParamInfo& info) {
     const double std = info.router ? 1 / std::sqrt(static_cast<double>(c.dim)) : info.init_std;
@@ -151,7 +162,7 @@ std::string synthetic_name(const Options& o, const WholeShape& shape, double den
 
 std::shared_ptr<const Params> Made::params(Session& s, const WholeShape& shape) {
   const auto m = synthetic.get(shape.model, [&] {
-    return make_synthetic(suite_model(shape.model, s.options.smoke), 32, shape.weights);
+    return make_synthetic(s.backend, suite_model(shape.model, s.options.smoke), 32, shape.weights);
   });
   return {m, &m->params};
 }
@@ -300,7 +311,8 @@ Work whole_work(Session& s, std::shared_ptr<Whole> w, bool dense_only) {
             w->state);
   };
   const auto traffic = [w, context](const Plan& p, const Open& o) {
-    return model_traffic(w->params->cfg, p, o.active, o.loaded, context, w->chunk.B, w->chunk.T);
+    return model_traffic(w->params->cfg, p, o.active, o.loaded, context, w->chunk.B, w->chunk.T,
+                         w->params->dtype);
   };
   const int64_t rows = w->chunk.B * w->chunk.T;
   Work work;

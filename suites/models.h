@@ -10,19 +10,22 @@ namespace lte {
 inline constexpr double kDensities[] = {1, 0.5, 0.25, 0.1, 0.05};
 
 // Independent numbers of standard deviation `std`, uniform, drawn from `seed` and the place: a
-// billion in seconds. For f32.
+// billion in seconds. For f32 and bf16.
 void fill_uniform(const Tensor&, double std, uint64_t seed);
 
 // The preset as it is, or, for a smoke run, the same family cut to a tiny model.
 ModelConfig suite_model(const std::string& spec, bool smoke);
 
+// Throws Skip where that much memory is not free.
+void want_memory(const std::string& what, double bytes);
+
 // A model of random weights whose every layer has experts of `group` neurons and a linear router.
-// Throws Skip where the memory that is free does not hold it, and for weights that are not f32.
+// Throws Skip where the memory that is free does not hold it, or the backend has no such products.
 struct Synthetic {
   Params params;
   Plan plan;  // all experts on
 };
-Synthetic make_synthetic(const ModelConfig&, int group, DType);
+Synthetic make_synthetic(Backend&, const ModelConfig&, int group, DType);
 
 // The shapes that whole-model programs share, with the type of their weights.
 struct WholeShape {

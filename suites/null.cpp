@@ -86,6 +86,8 @@ Work empty_forward(Session& s) {
 
 }  // namespace
 
+const bool kInference = false;
+
 std::vector<Case> cases(const Options&) {
   return {{"null/call", nothing},
           {"null/add/elements:1", one_element},

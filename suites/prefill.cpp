@@ -32,6 +32,8 @@ Work prefill_work(Session& s, std::shared_ptr<const Params> params, const Plan& 
 
 }  // namespace
 
+const bool kInference = true;
+
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   auto made = std::make_shared<Made>();

@@ -160,6 +160,8 @@ Work make_row(Session& s, const Row& r) {
 
 }  // namespace
 
+const bool kInference = false;
+
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   for (const Row& r : kRows) {

@@ -83,9 +83,11 @@ int cmd_eval(const CommonArgs& c, const EvalArgs& a) {
 }
 
 int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
-  Backend be = open_backend(c.backend, c.threads);
+  const bool half = a.dtype == "bf16";
+  Backend be =
+      open_backend(half && c.backend == "auto" ? fastest_inference() : c.backend, c.threads);
   LoadedRun run = load_run(a.run, be.memory);
-  if (a.dtype == "bf16") run.params = to_bf16(run.params);
+  if (half) run.params = to_bf16(run.params);
   LTE_CHECK(!a.prompt.empty(), "generate: --prompt wants a text");
   LTE_CHECK(a.tokens > 0 && a.temperature >= 0 && a.top_k >= 0 && a.top_p > 0 && a.top_p <= 1,
             "generate: wants --tokens > 0, --temperature >= 0, --top-k >= 0 and 0 < --top-p <= 1");

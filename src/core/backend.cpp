@@ -11,12 +11,17 @@ template <bool kAdd>
 void gemm_naive(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   with_type(out, [&]<class T>() {
     const int64_t inner = ta ? a.rows() : a.cols(), ac = a.cols(), bc = b.cols();
+    const bool half = b.dtype == DType::bf16;  // weights
+    const auto right = [&](int64_t i) {
+      return half ? static_cast<double>(to_float(b.as<Bf16>()[i]))
+                  : static_cast<double>(b.as<T>()[i]);
+    };
     for (int64_t i = 0; i < out.rows(); ++i) {
       for (int64_t j = 0; j < out.cols(); ++j) {
         double sum = 0;
         for (int64_t k = 0; k < inner; ++k) {
           sum += static_cast<double>(a.as<T>()[ta ? k * ac + i : i * ac + k]) *
-                 static_cast<double>(b.as<T>()[tb ? j * bc + k : k * bc + j]);
+                 right(tb ? j * bc + k : k * bc + j);
         }
         T& o = out.as<T>()[i * out.cols() + j];
         o = static_cast<T>(kAdd ? static_cast<double>(o) + sum : sum);
@@ -66,6 +71,11 @@ Backend open_cpu(int threads) {
 std::span<const Variant> variants() { return kVariants; }
 
 std::string fastest_backend() { return kOnednnPatch ? "cpu+onednn+fused" : "cpu+fused"; }
+
+std::string fastest_inference() {
+  if (!kSimdPatch) return fastest_backend();
+  return kOnednnPatch ? "cpu+onednn+simd+fused" : "cpu+simd+fused";
+}
 
 Backend open_backend(std::string_view named, int threads) {
   const std::string fastest = fastest_backend();

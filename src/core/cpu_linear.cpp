@@ -95,7 +95,22 @@ void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
   });
 }
 
+void embed_bf16(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
+  const int64_t D = out.cols();
+  for_ranges(ctx, out.rows(), row_grain(D), [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n) {
+      const Bf16* word = wte.as<Bf16>() + tokens.as<int32_t>()[n] * D;
+      const Bf16* place = wpe ? wpe.as<Bf16>() + (chunk.pos + n % chunk.T) * D : nullptr;
+      float* o = out.as<float>() + n * D;
+      for (int64_t d = 0; d < D; ++d) {
+        o[d] = place ? to_float(word[d]) + to_float(place[d]) : to_float(word[d]);
+      }
+    }
+  });
+}
+
 void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
+  if (wte.dtype == DType::bf16) return embed_bf16(ctx, out, tokens, wte, wpe, chunk);
   const int32_t* token = tokens.as<int32_t>();
   with_type(out, [&]<class T>() {
     auto o = matrix<T>(out);

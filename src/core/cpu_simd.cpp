@@ -143,26 +143,6 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   }
 }
 
-// As without the variant where the tables are not of bf16: the same sums.
-void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
-  if (wte.dtype != DType::bf16) {
-    Ops plain{};
-    fill_linear(plain);
-    return plain.embed(ctx, out, tokens, wte, wpe, chunk);
-  }
-  const int64_t D = out.cols();
-  for_ranges(ctx, out.rows(), row_grain(D), [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n) {
-      const Bf16* word = wte.as<Bf16>() + tokens.as<int32_t>()[n] * D;
-      const Bf16* place = wpe ? wpe.as<Bf16>() + (chunk.pos + n % chunk.T) * D : nullptr;
-      float* o = out.as<float>() + n * D;
-      for (int64_t d = 0; d < D; ++d) {
-        o[d] = place ? to_float(word[d]) + to_float(place[d]) : to_float(word[d]);
-      }
-    }
-  });
-}
-
 template <bool kOnednn>
 void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
                   Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act) {
@@ -180,7 +160,6 @@ void patch(Ops& ops) {
   const bool below = ops.gemm == onednn.gemm;
   ops.gemm = below ? gemm<true, false> : gemm<false, false>;
   ops.gemm_add = below ? gemm<true, true> : gemm<false, true>;
-  ops.embed = embed;
   ops.ffn_gathered = below ? ffn_gathered<true> : ffn_gathered<false>;
 }
 

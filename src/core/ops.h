@@ -206,6 +206,8 @@ struct Variant {
 std::span<const Variant> variants();
 // What "auto" stands for: the backend of this build that trains fastest.
 std::string fastest_backend();
+// And the one that decodes large models fastest, with weights of floats or of bf16 where it can.
+std::string fastest_inference();
 
 // `spec` is a backend with variants, "cpu" or "cpu+naive". threads <= 0: one for each core.
 // Throws Error that lists what is known.
