@@ -7,6 +7,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <set>
 
 #include "bench/measure.h"
@@ -31,15 +32,15 @@ constexpr const char* kHelp =
 
 // The machine's ceilings, as of about now: rows of a shared machine are held against their minute.
 struct Gauge {
-  std::vector<uint64_t> block;
+  std::optional<StreamBlock> block;
   Ceilings last;
   Clock::time_point when;
 
   const Ceilings& fresh(Session& s) {
-    if (block.empty()) block.assign(static_cast<size_t>(kStreamBytes) / sizeof(uint64_t), 1);
+    if (!block) block.emplace();
     const double age = std::chrono::duration<double>(Clock::now() - when).count();
     if (last.stream_all > 0 && age < kFreshSeconds) return last;
-    last = measure_ceilings(s.backend, s.options.threads, block);
+    last = measure_ceilings(s.backend, s.options.threads, *block);
     when = Clock::now();
     return last;
   }

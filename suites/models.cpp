@@ -41,15 +41,6 @@ Tensor view(std::vector<int32_t>& v) {
   return t;
 }
 
-// The value that the share 1 - density of the scores does not exceed.
-double quantile(const Tensor& scores, double density) {
-  std::vector<float> v(scores.as<float>(), scores.as<float>() + scores.size());
-  const auto at =
-      v.begin() + static_cast<std::ptrdiff_t>((1 - density) * static_cast<double>(v.size() - 1));
-  std::nth_element(v.begin(), at, v.end());
-  return *at;
-}
-
 TrainSpec base_spec(bool smoke) {
   TrainSpec s;
   s.steps = smoke ? 10 : 300, s.batch = 8, s.seq = smoke ? 32 : 128, s.lr = 3e-3, s.decay = 0.1;
@@ -136,22 +127,6 @@ Synthetic make_synthetic(Backend& be, const ModelConfig& c, int group, DType dty
   return s;
 }
 
-Plan with_density(Backend& be, const Synthetic& s, double density) {
-  Plan plan = s.plan;
-  if (density >= 1) return plan;
-  const int64_t T = std::min<int64_t>(64, s.params.cfg.max_seq);
-  State state = make_state(s.params, plan, 1, T, T, Keep::one_layer);
-  std::vector<int32_t> tokens = random_tokens(T, s.params.cfg.vocab);
-  // Once with all experts on, once with the first thresholds: later layers see what they will see.
-  for (int round = 0; round < 2; ++round) {
-    forward(be, s.params, plan, view(tokens), {1, T, 0}, {Gate::hard, Exec::masked}, state);
-    for (size_t i = 0; i < plan.layer.size(); ++i) {
-      plan.layer[i].cut = quantile(state.layer[i].scores, density);
-    }
-  }
-  return plan;
-}
-
 std::string synthetic_name(const Options& o, const WholeShape& shape, double density) {
   std::string type = name_of(shape.weights);
   for (char& letter : type) letter = static_cast<char>(std::tolower(letter));
@@ -169,17 +144,9 @@ std::shared_ptr<const Params> Made::params(Session& s, const WholeShape& shape) 
 
 const Plan& Made::thresholds(Session& s, const WholeShape& shape, double density) {
   return *plan.get(fmt::format("{} {}", shape.model, density), [&] {
-    return with_density(s.backend, *synthetic.value, density > 0 ? density : 1);
+    return with_density(s.backend, synthetic.value->params, synthetic.value->plan,
+                        density > 0 ? density : 1);
   });
-}
-
-std::vector<int32_t> random_tokens(int64_t n, int vocab) {
-  std::vector<int32_t> v;
-  Rng rng(11);
-  while (static_cast<int64_t>(v.size()) < n) {
-    v.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
-  }
-  return v;
 }
 
 Trained make_trained(Session& s, double active) {
@@ -226,37 +193,10 @@ std::string trained_name(const Options& o, double active) {
   return fmt::format("trained/gpt2-nano/active_permille:{}", permille(active));
 }
 
-double mean(const std::vector<double>& v) {
-  double sum = 0;
-  for (double x : v) sum += x;
-  return v.empty() ? 0 : sum / static_cast<double>(v.size());
-}
-
-Open open_gates(const Plan& plan, const State& s, int64_t rows) {
-  Open open;
-  for (size_t i = 0; i < plan.layer.size(); ++i) {
-    if (plan.layer[i].router == RouterKind::none) {
-      open.active.push_back(1), open.loaded.push_back(1);
-      continue;
-    }
-    const Tensor& gates = s.layer[i].gates;
-    const int64_t E = gates.cols();
-    std::vector<bool> wanted(static_cast<size_t>(E));
-    int64_t on = 0;
-    for (int64_t k = 0; k < rows * E; ++k) {
-      if (gates.as<float>()[k] != 0) ++on, wanted[static_cast<size_t>(k % E)] = true;
-    }
-    open.active.push_back(static_cast<double>(on) / static_cast<double>(rows * E));
-    open.loaded.push_back(static_cast<double>(std::count(wanted.begin(), wanted.end(), true)) /
-                          static_cast<double>(E));
-  }
-  return open;
-}
-
-bool same_gates(const Plan& plan, const State& a, const State& b, int64_t rows) {
+bool same_gates(const Plan& plan, const State& a, const State& b, int64_t first, int64_t rows) {
   for (size_t i = 0; i < plan.layer.size(); ++i) {
     if (plan.layer[i].router == RouterKind::none) continue;
-    const Tensor &x = a.layer[i].gates, &y = b.layer[i].gates;
+    const Tensor x = some_rows(a.layer[i].gates, first, rows), &y = b.layer[i].gates;
     for (int64_t k = 0; k < rows * x.cols(); ++k) {
       if ((x.as<float>()[k] != 0) != (y.as<float>()[k] != 0)) return false;
     }
@@ -273,31 +213,43 @@ Comparison compare_rows(const Tensor& got, const Tensor& want, int64_t length) {
   for (int64_t i = 0; i < want.size(); ++i) {
     largest = std::max(largest, std::abs(static_cast<double>(want.as<float>()[i])));
   }
-  return compare(first_rows(got, want.rows()), first_rows(want, want.rows()),
-                 tolerance_of(DType::f32, length, largest));
+  LTE_CHECK(largest > 0 && std::isfinite(largest), "the reference is all zero, or not finite");
+  return compare(got, want, tolerance_of(DType::f32, length, largest));
+}
+
+Checked both(const Checked& a, const Checked& b) {
+  if (!a.decided || !b.decided) return {.comparison = {}, .decided = false};
+  const bool first =
+      !a.comparison.ok || (b.comparison.ok && a.comparison.worst_used >= b.comparison.worst_used);
+  return {.comparison = (first ? a : b).comparison, .rows = a.rows + b.rows};
 }
 
 namespace {
 
-// The same chunk through masked plain loops, cut to the sequences or, at the start of a text, to the
-// tokens that they can afford.
-Checked check_whole(Whole& w, const Plan& plan) {
+// A part of the chunk through masked plain loops: from its row `first` on, on the cache that was filled.
+Checked check_part(Whole& w, const Plan& plan, Chunk part, int64_t first) {
   const ModelConfig& c = w.params->cfg;
-  const std::vector<double> all(plan.layer.size(), 1.0);
-  const double flops = cost_of(c, plan, all, static_cast<double>(w.chunk.pos)).flops_full;
-  Chunk few = w.chunk;
-  (few.T > 1 ? few.T : few.B) = reference_rows(flops, few.T > 1 ? few.T : few.B);
-  if (few.T > 1) few.B = 1;
-  State state = make_state(*w.params, plan, few.B, few.T, w.state.S, Keep::one_layer);
+  State state = make_state(*w.params, plan, part.B, part.T, w.state.S, Keep::one_layer);
   copy_cache(state, w.state);
-  std::vector<int32_t> tokens(w.tokens.begin(), w.tokens.begin() + few.B * few.T);
+  const int64_t rows = part.B * part.T;
+  std::vector<int32_t> tokens(w.tokens.begin() + first, w.tokens.begin() + first + rows);
   Backend naive = open_backend("cpu+naive", 1);
-  forward(naive, *w.params, plan, view(tokens), few, {Gate::hard, Exec::masked}, state);
-  const int64_t rows = few.B * few.T;
-  if (!same_gates(plan, w.state, state, rows)) return {.comparison = {}, .decided = false};
-  return {.comparison = compare_rows(w.state.logits, first_rows(state.logits, rows),
-                                     c.layers * (c.dim + c.ffn)),
+  forward(naive, *w.params, plan, view(tokens), part, {Gate::hard, Exec::masked}, state);
+  if (!same_gates(plan, w.state, state, first, rows)) return {.comparison = {}, .decided = false};
+  return {.comparison = compare_rows(some_rows(w.state.logits, first, rows),
+                                     first_rows(state.logits, rows), c.layers * (c.dim + c.ffn)),
           .rows = rows};
+}
+
+// As many sequences as plain loops can afford; of a prompt its first tokens and its last.
+Checked check_whole(Whole& w, const Plan& plan) {
+  const std::vector<double> all(plan.layer.size(), 1.0);
+  const Chunk& c = w.chunk;
+  const double flops = cost_of(w.params->cfg, plan, all, static_cast<double>(c.pos)).flops_full;
+  if (c.T == 1) return check_part(w, plan, {reference_rows(flops, c.B), 1, c.pos}, 0);
+  const int64_t n = reference_rows(flops, c.T), last = c.T - std::min(n, c.T - n);
+  const Checked start = check_part(w, plan, {1, n, 0}, 0);
+  return last == c.T ? start : both(start, check_part(w, plan, {1, c.T - last, last}, last));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bench/run_folder.h"
+#include "bench/synthetic.h"
 #include "harness.h"
 #include "model/forward.h"
 
@@ -38,12 +39,6 @@ inline constexpr WholeShape kWholeShapes[] = {{"gpt2", DType::f32},
                                               {"llama2-7b", DType::bf16}};
 inline constexpr double kWholeDensities[] = {0, 1, 0.5, 0.25, 0.1};  // 0: the dense model
 std::string synthetic_name(const Options&, const WholeShape&, double density);
-std::vector<int32_t> random_tokens(int64_t n, int vocab);
-
-// The same plan with thresholds that open about `density` of the experts of every layer: quantiles
-// of the scores on random tokens. 1 opens all.
-Plan with_density(Backend&, const Synthetic&, double density);
-
 // A small model after `lte-one-stage`, and text that it was not trained on.
 struct Trained {
   LoadedRun run;
@@ -69,19 +64,15 @@ std::vector<double> trained_fractions(const Options&);
 std::map<std::string, double> trained_counters(const Trained&);  // "trained_s"
 std::string trained_name(const Options&, double active);  // "trained/gpt2-nano/active_permille:250"
 
-// Share of gates that are open, and of experts that some token of the chunk opens; by layer.
-struct Open {
-  std::vector<double> active, loaded;
-};
-double mean(const std::vector<double>&);
-Open open_gates(const Plan&, const State&, int64_t rows);
-// The first `rows` rows' gates of two states agree.
-bool same_gates(const Plan&, const State&, const State&, int64_t rows);
+// The gates of `rows` rows of a, from `first` on, agree with the first ones of b.
+bool same_gates(const Plan&, const State& a, const State& b, int64_t first, int64_t rows);
 
 // How many rows of `flops` each the plain-loop reference computes in about a second.
 int64_t reference_rows(double flops, int64_t rows);
-// got against want over the rows that want has; both [rows, columns].
+// got against want, both [rows, columns]; `length` is that of the sums behind an element.
 Comparison compare_rows(const Tensor& got, const Tensor& want, int64_t length);
+// Two checks as one: the worse comparison of two that are decided, the rows of both.
+Checked both(const Checked&, const Checked&);
 
 // A whole model at work: one state, tokens, and chunks of B sequences of T tokens.
 struct Whole {

@@ -225,12 +225,13 @@ TEST(Constructions, CoactivationGroupsWhatFiresTogether) {
   }
 }
 
-TEST(Constructions, KeptExpertsAreAtLeastOne) {
+TEST(Constructions, KeptExpertsAreAtLeastOneOrRefused) {
   Fitting q;
   const FfnPlan f{.group = 4, .order = {}};
   for (const auto& [active, kept] :
-       {std::pair{0.0, 1.0}, {0.05, 1.0}, {0.25, 2.0}, {0.3, 2.0}, {0.5, 4.0}, {1.0, 8.0}})
+       {std::pair{0.07, 1.0}, {0.25, 2.0}, {0.3, 2.0}, {0.5, 4.0}, {1.0, 8.0}})
     EXPECT_EQ(kept_experts(q.c, f, active), kept) << active;
+  for (double none : {0.0, 0.05}) EXPECT_THROW(kept_experts(q.c, f, none), Error) << none;
 }
 
 }  // namespace

@@ -235,7 +235,6 @@ TEST(GatedOnly, IsSaidInOneLine) {
     EXPECT_NE(e.find(m->name), std::string::npos) << e;
     EXPECT_NE(e.find("wants a gated FFN"), std::string::npos) << e;
   }
-  EXPECT_TRUE(find_method("cats").gated_only);
 }
 
 TEST(Dense, NoStepsIsTheModelAsItIs) {

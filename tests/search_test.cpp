@@ -98,6 +98,28 @@ TEST(Search, EveryMethodHadTheSameTrials) {
   EXPECT_EQ(forms["other"], 7 * 4) << "one other form of each on the nano models";
 }
 
+// What an oracle keeps is the best that its experts allow: no selector of the same experts, as published, is
+// better by more than the oracle's own measure is off.
+TEST(Records, OraclesBoundTheirSelectors) {
+  const std::vector<Record> all = latest(read_records(kRoot + "/results/records.jsonl"));
+  int held = 0;
+  for (const Record& oracle : all) {
+    const Experiment& o = oracle.what;
+    if (o.method != "moefication" || !o.knobs.contains("selection") ||
+        o.knobs.at("selection") != "oracle" || oracle.status != "ok")
+      continue;
+    for (const Record& r : all) {
+      Experiment e = r.what;
+      if (e.method != o.method || r.status != "ok" || r.name == oracle.name) continue;
+      e.knobs["selection"] = "oracle";
+      if (name_of(e) != oracle.name) continue;
+      ++held;
+      EXPECT_LE(oracle.quality.loss, r.quality.loss + 0.005) << r.name;
+    }
+  }
+  EXPECT_GT(held, 5);
+}
+
 class Suite : public ::testing::TestWithParam<const char*> {};
 TEST_P(Suite, TrainsWithTheBestLearningRate) {
   const auto all = searches();

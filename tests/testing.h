@@ -32,9 +32,15 @@ inline const char* const kTestBackend = LTE_TEST_BACKEND;
 inline const std::vector<const char*> kTestBackends = {LTE_TEST_BACKEND};
 #else
 inline const char* const kTestBackend = "cpu";
-inline const std::vector<const char*> kTestBackends = {
-    "cpu",      "cpu+naive",       "cpu+onednn", "cpu+fused", "cpu+onednn+fused",
-    "cpu+simd", "cpu+onednn+simd", "cuda"};
+inline const std::vector<const char*> kTestBackends = {"cpu",
+                                                       "cpu+naive",
+                                                       "cpu+onednn",
+                                                       "cpu+fused",
+                                                       "cpu+onednn+fused",
+                                                       "cpu+simd",
+                                                       "cpu+onednn+simd",
+                                                       "cpu+onednn+simd+fused",
+                                                       "cuda"};
 #endif
 // Whether this build has every variant of a backend, "cpu+onednn+fused".
 inline bool in_this_build(const std::string& spec) {

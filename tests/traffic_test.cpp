@@ -59,7 +59,7 @@ TEST(Traffic, WholeModelOfFourLayers) {
 }
 
 TEST(Ceilings, AreRatesThatAMachineCanHave) {
-  const std::vector<uint64_t> block(1 << 20, 1);  // small: this asks for sense, not for the machine
+  const StreamBlock block(8 << 20);  // small: this asks for sense, not for the machine
   Backend be = open_backend("cpu", 2);
   const Ceilings c = measure_ceilings(be, 2, block, 1);
   for (double rate : {c.stream_one, c.stream_all, c.gemm_f32}) {

@@ -32,6 +32,7 @@ int cmd_bench_step(const CommonArgs& c, StepSpec spec, bool profile) {
                     {"batch", spec.batch},
                     {"seq", spec.seq},
                     {"group", spec.group},
+                    {"active", spec.active},
                     {"flops", r.flops},
                     {"bytes", r.bytes},
                     {"gemm_flops_per_s", r.gemm},
@@ -43,7 +44,10 @@ int cmd_bench_step(const CommonArgs& c, StepSpec spec, bool profile) {
     return 0;
   }
   fmt::print("{} step, {}, batch {}, seq {}{}\n", spec.decode ? "decode" : "training", spec.model,
-             spec.batch, spec.seq, spec.group ? fmt::format(", experts of {}", spec.group) : "");
+             spec.batch, spec.seq,
+             spec.group
+                 ? fmt::format(", experts of {}, {:.3g} of them open", spec.group, spec.active)
+                 : "");
   if (spec.decode) {
     fmt::print("bound: {:.3f} ms = {:.2f} MB at the stream rate {:.1f} GB/s\n", r.bound * 1e3,
                r.bytes * 1e-6, r.stream * 1e-9);

@@ -104,9 +104,13 @@ int cmd_generate(const CommonArgs& c, const GenerateArgs& a) {
                  std::fflush(stdout);
                });
   fmt::print("\n");
+  if (g.prompt < static_cast<int64_t>(prompt.size())) {
+    fmt::print(stderr, "the prompt is longer than the context: its last {} tokens were read\n",
+               g.prompt);
+  }
   fmt::print(stderr, "{} tokens, {:.3f} of the FFN neurons active{}\n", g.tokens.size(), g.active,
              g.full ? "; stopped because the context is full" : "");
-  return 0;
+  return g.full ? 1 : 0;
 }
 
 }  // namespace lte

@@ -50,7 +50,7 @@ Json info_json(int threads) {
 
 Json ceilings_json(const CommonArgs& args) {
   Json out = Json::array();
-  const std::vector<uint64_t> block(kStreamBytes / sizeof(uint64_t), 1);
+  const StreamBlock block;
   const int all = ThreadPool(args.threads).size();
   const auto row = [&](const char* what, int threads, double rate, const char* unit) {
     out.push_back({{"what", what}, {"threads", threads}, {"rate", rate}, {"unit", unit}});

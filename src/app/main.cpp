@@ -33,6 +33,8 @@ const CLI::Validator kFinite(
     },
     "");
 
+const CLI::Range kPositive(1, 1'000'000'000), kNotNegative(0, 1'000'000'000);
+
 // What a command prints is a path or a text: asked for JSON, it would have to say something else.
 void no_json(const CommonArgs& c, const char* command) {
   LTE_CHECK(!c.json,
@@ -57,17 +59,15 @@ void add_train(CLI::App& app, Args& a, int& code) {
       ->capture_default_str();
   c->add_option("--data", t.data, "dataset, see `lte data`")->capture_default_str();
   c->add_option("--tokenizer", t.tokenizer, "bytes, chars or bpe:N; the dataset's own if left out");
-  c->add_option("--steps", t.steps, "AdamW steps")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  c->add_option("--steps", t.steps, "AdamW steps")->check(kPositive)->capture_default_str();
   c->add_option("--batch", t.batch, "sequences in a micro-batch")
-      ->check(CLI::PositiveNumber)
+      ->check(kPositive)
       ->capture_default_str();
   c->add_option("--accum", t.accum, "micro-batches in a step")
-      ->check(CLI::PositiveNumber)
+      ->check(kPositive)
       ->capture_default_str();
   c->add_option("--seq", t.seq, "tokens of a sequence; 0: the dataset's own")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option("--lr", t.lr, "peak learning rate")->check(kFinite)->capture_default_str();
   c->add_option("--decay", t.decay, "weight decay")->check(kFinite)->capture_default_str();
@@ -78,7 +78,7 @@ void add_train(CLI::App& app, Args& a, int& code) {
       ->check(kFinite & CLI::Range(0.0, 1.0))
       ->capture_default_str();
   c->add_option("--seed", t.seed, "seed of weights and batches")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option("--out", t.out, "run folder to write; a stopped run in it is taken up again")
       ->required();
@@ -91,7 +91,7 @@ void add_fit(CLI::App& app, Args& a, int& code) {
   c->add_option("--from", a.fit.from, "run folder of the base model")->required();
   c->add_option("--set", a.fit.set, "knob=value; may be repeated; `lte info` lists the knobs");
   c->add_option("--seed", a.fit.seed, "seed of clustering, routers and batches")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option("--data", a.fit.data, "another dataset than the base's");
   c->add_option("--out", a.fit.out, "run folder to write; a stopped run in it is taken up again")
@@ -108,13 +108,13 @@ void add_eval(CLI::App& app, Args& a, int& code) {
       ->check(CLI::IsMember({"test", "valid", "train", "all"}))
       ->capture_default_str();
   c->add_option("--windows", a.eval.windows, "test windows to score; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option("--repetitions", a.eval.repetitions, "timed repetitions; 0: no timing")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option("--time-windows", a.eval.time_windows, "test windows that timing walks over")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_option(
       "--labels", a.eval.labels,
@@ -134,7 +134,7 @@ void add_generate(CLI::App& app, Args& a, int& code) {
   c->add_option("--top-p", g.top_p, "sample from the smallest set of this probability")
       ->capture_default_str();
   c->add_option("--seed", g.seed, "seed of the samples")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   c->add_flag("--to-newline", g.to_newline, "stop at the end of the line");
   c->add_option("--dtype", g.dtype, "of the matrices: f32, or bf16 with a backend like cpu+simd")
@@ -188,7 +188,7 @@ void add_bench_step(CLI::App& app, Args& a, int& code) {
   c->add_option("--compare", s.backends, "backends that take turns; the first is the ratios' base")
       ->capture_default_str();
   const auto positive = [&](const char* name, int& value, const char* about) {
-    c->add_option(name, value, about)->check(CLI::PositiveNumber)->capture_default_str();
+    c->add_option(name, value, about)->check(kPositive)->capture_default_str();
   };
   positive("--batch", s.batch, "sequences");
   positive("--seq", s.seq, "tokens of a sequence");
@@ -196,7 +196,10 @@ void add_bench_step(CLI::App& app, Args& a, int& code) {
   positive("--rounds", s.rounds, "turns of each backend");
   positive("--steps", s.steps, "timed steps of a turn, after one that warms up");
   c->add_option("--group", s.group, "experts of so many neurons behind routers; 0: a dense model")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
+      ->capture_default_str();
+  c->add_option("--active", s.active, "share of experts that are open, with --group")
+      ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str();
   c->add_flag("--decode", s.decode, "one token at the end of the sequence, in place of training");
   c->add_flag("--cpu-time", s.cpu_time,
@@ -279,7 +282,7 @@ int run(int argc, char** argv) {
   app.fallthrough();
   app.add_option("--threads", a.common.threads,
                  "threads; 0: one for each core. The results do not depend on it")
-      ->check(CLI::NonNegativeNumber);
+      ->check(kNotNegative);
   app.add_flag("--json", a.common.json,
                "print one JSON document (data, eval, claims, compare, info)");
   app.add_option("--manifest", a.common.manifest, "the list of downloadable datasets");

@@ -16,14 +16,22 @@ void put(const Tensor& t, int64_t i, float value) {
 
 }  // namespace
 
-double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
-  const auto n = static_cast<int64_t>(block.size()), pieces = static_cast<int64_t>(pool.size());
+StreamBlock::StreamBlock(int64_t bytes) {
+  memory.reserve(static_cast<size_t>(bytes));
+  auto* p = reinterpret_cast<uint64_t*>(memory.base());
+  std::fill_n(p, bytes / static_cast<int64_t>(sizeof(uint64_t)), 1);
+  numbers = {p, static_cast<size_t>(bytes) / sizeof(uint64_t)};
+}
+
+double stream_rate(ThreadPool& pool, const StreamBlock& block) {
+  const auto n = static_cast<int64_t>(block.numbers.size()),
+             pieces = static_cast<int64_t>(pool.size());
   std::vector<uint64_t> sums(static_cast<size_t>(pieces));
   const double start = wall_seconds();
   pool.run(pieces, [&](int64_t piece, int) {
     constexpr int64_t kLanes = 32;  // four vectors of 64 bytes
-    const uint64_t* p = block.data() + n * piece / pieces / kLanes * kLanes;
-    const uint64_t* end = block.data() + n * (piece + 1) / pieces / kLanes * kLanes;
+    const uint64_t* p = block.numbers.data() + n * piece / pieces / kLanes * kLanes;
+    const uint64_t* end = block.numbers.data() + n * (piece + 1) / pieces / kLanes * kLanes;
     uint64_t sum[kLanes] = {};
     for (; p < end; p += kLanes) {
       for (int64_t k = 0; k < kLanes; ++k) sum[k] += p[k];
@@ -34,7 +42,7 @@ double stream_rate(ThreadPool& pool, const std::vector<uint64_t>& block) {
   uint64_t all = 0;
   for (uint64_t s : sums) all += s;
   LTE_CHECK(all == sums[0] || pieces > 1, "stream: sums differ");  // keeps the reads
-  return static_cast<double>(block.size() * sizeof(uint64_t)) / seconds;
+  return static_cast<double>(block.numbers.size_bytes()) / seconds;
 }
 
 GemmProbe::GemmProbe(const Backend& be, int64_t m, int64_t n, int64_t k, DType weights, bool t)
@@ -68,8 +76,7 @@ bool has_bf16(Backend& be) {
                     got.out.as<float>());
 }
 
-Ceilings measure_ceilings(Backend& be, int threads, const std::vector<uint64_t>& block,
-                          int passes) {
+Ceilings measure_ceilings(Backend& be, int threads, const StreamBlock& block, int passes) {
   Ceilings c;
   ThreadPool one(1), all(threads);
   GemmProbe f32(be, kGemmSide, kGemmSide, kGemmSide, DType::f32, false);

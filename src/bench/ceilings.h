@@ -1,7 +1,7 @@
 // What this machine can do at most, as measured now: what the rates of a run are held against.
 #pragma once
 
-#include <vector>
+#include <span>
 
 #include "core/profile.h"
 #include "core/threads.h"
@@ -18,8 +18,16 @@ inline constexpr int64_t kStreamBytes = int64_t{512} << 20;  // beyond every cac
 // Of the square product; rows of a power of two would meet in the same sets of a cache.
 inline constexpr int64_t kGemmSide = 1000;
 
-// Bytes/s of one pass over `block`: every thread reads one contiguous piece of it.
-double stream_rate(ThreadPool&, const std::vector<uint64_t>& block);
+// Numbers to read, all 1, in memory like that of weights: with large pages where the system has them.
+struct StreamBlock {
+  Arena memory;
+  std::span<const uint64_t> numbers;
+
+  explicit StreamBlock(int64_t bytes = kStreamBytes);
+};
+
+// Bytes/s of one pass over the block: every thread reads one contiguous piece of it.
+double stream_rate(ThreadPool&, const StreamBlock&);
 
 // Seconds of one product on operands that are made once: out[m,n] = x[m,k] w[n,k]', or w[k,n] where it is
 // not `transposed`, the form that libraries are fastest in.
@@ -35,8 +43,6 @@ struct GemmProbe {
 bool has_bf16(Backend&);
 
 // The best of `passes`, so that a ceiling is one: other work on the machine only lowers a rate.
-// `block` should hold kStreamBytes.
-Ceilings measure_ceilings(Backend&, int threads, const std::vector<uint64_t>& block,
-                          int passes = 3);
+Ceilings measure_ceilings(Backend&, int threads, const StreamBlock&, int passes = 3);
 
 }  // namespace lte

@@ -119,6 +119,12 @@ struct Claim {
   }
 };
 
+double mean_active(const std::vector<const Record*>& records) {
+  double sum = 0;
+  for (const Record* r : records) sum += r->quality.active;
+  return sum / static_cast<double>(records.size());
+}
+
 // `better` has a lower loss than `than`, with disjoint 95 % intervals over at least three seeds
 // each.
 void judge_better(Claim& c, std::span<const Record> records) {
@@ -132,9 +138,11 @@ void judge_better(Claim& c, std::span<const Record> records) {
         "several experiments fit this claim; it must name more knobs, the model or the dataset";
     return;
   }
-  c.v.measured =
-      fmt::format("{:.3f} [{:.3f}, {:.3f}] (n={}) against {:.3f} [{:.3f}, {:.3f}] (n={})", a.mean,
-                  a.low, a.high, a.n, b.mean, b.low, b.high, b.n);
+  c.v.measured = fmt::format(
+      "{:.3f} [{:.3f}, {:.3f}] (n={}, active {:.3f}) against {:.3f} [{:.3f}, {:.3f}] (n={}, "
+      "active {:.3f})",
+      a.mean, a.low, a.high, a.n, mean_active(left), b.mean, b.low, b.high, b.n,
+      mean_active(right));
   if (a.n < 3 || b.n < 3) return;
   c.v.verdict = a.high < b.low ? "reproduced" : "not reproduced";
 }

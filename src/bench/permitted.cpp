@@ -43,6 +43,7 @@ std::string variant_of(const Row& row, std::span<const Group> groups) {
 
 struct Spot {
   double active, loss;
+  bool own = true;
 };
 
 // Where a curve, densest first, rises above the limit for the first time.
@@ -54,7 +55,7 @@ Permitted crossing(std::vector<Spot> curve, double limit) {
     const Spot &a = curve[i - 1], &b = curve[i];
     if (b.loss <= limit) continue;
     const double way = (limit - a.loss) / (b.loss - a.loss);
-    return {.active = a.active + way * (b.active - a.active)};
+    return {.active = a.active + way * (b.active - a.active), .beyond = !a.own};
   }
   return {.active = curve.back().active, .below = true};
 }
@@ -67,8 +68,8 @@ double mean_of(std::span<const double> values) {
 
 // Means of one resample, with replacement; without a generator of all values.
 Spot spot_of(const CurvePoint& p, Rng* rng) {
-  if (!rng) return {mean_of(p.active), mean_of(p.loss)};
-  Spot s{0, 0};
+  if (!rng) return {mean_of(p.active), mean_of(p.loss), p.own};
+  Spot s{0, 0, p.own};
   const auto n = static_cast<double>(p.loss.size());
   for (size_t i = 0; i < p.loss.size(); ++i) {
     const size_t pick = rng->below(p.loss.size());
@@ -89,8 +90,9 @@ CurvePoint point_of(const Row& row) {
 std::string cell_of(const Permitted& p) {
   if (p.never) return "none";
   if (p.below) return fmt::format("≤ {:.3f}", p.active);
-  if (p.high - p.low < 5e-4) return fmt::format("{:.3f}", p.active);
-  return fmt::format("{:.3f} [{:.3f}, {:.3f}]", p.active, p.low, p.high);
+  const char* about = p.beyond ? "~ " : "";
+  if (p.high - p.low < 5e-4) return fmt::format("{}{:.3f}", about, p.active);
+  return fmt::format("{}{:.3f} [{:.3f}, {:.3f}]", about, p.active, p.low, p.high);
 }
 
 // Curves of a group by "label (protocol)"; the dense rows by protocol, under "dense".
@@ -122,7 +124,10 @@ struct Curves {
     if (control == dense.end() || found == points.end()) return {};
     std::vector<CurvePoint> curve = found->second;
     const auto anchor = dense.find(protocol.at(label));
-    if (anchor != dense.end()) curve.push_back(anchor->second);
+    if (anchor != dense.end()) {
+      curve.push_back(anchor->second);
+      curve.back().own = false;
+    }
     return permitted_active(curve, control->second.loss, percent);
   }
 };

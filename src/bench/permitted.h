@@ -13,6 +13,7 @@ namespace lte {
 // One point of a curve: the seeds of one row.
 struct CurvePoint {
   std::vector<double> active, loss;
+  bool own = true;  // false: the dense model, which ends the curve
 };
 
 struct Permitted {
@@ -20,6 +21,7 @@ struct Permitted {
   double low = 1, high = 1;  // 90 % bootstrap interval over seeds; equal to `active` with one seed
   bool below = false;        // the sparsest point is still within: the crossing lies lower
   bool never = false;        // not even the anchor is within
+  bool beyond = false;       // between the densest point of the method's own and the dense model
 };
 
 // `points` and the anchor (the densest point) in any order; losses in nats. The crossing with

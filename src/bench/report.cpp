@@ -41,16 +41,23 @@ Facts guide() {
        "repetitions with the median absolute deviation in brackets; over seeds the median of "
        "both. Speed-up is dense / this of the same run, with its range over seeds."},
       {"Settings tried",
-       "how many hyper-parameter settings of the method were looked at on the validation split "
-       "before this row's was fixed, the same number for all: the suite `search`, whose losses are "
-       "below. Empty: nothing was tried."},
+       "learning rates that were tried for this method on the validation split: three for each "
+       "method "
+       "that the suite `search` names, whose losses are below. Empty: the rate is borrowed from a "
+       "method that was searched. The head of suites/search.toml says what else was looked at: for "
+       "one-stage LTE some thirty settings of its form, for each other searched method one."},
       {"Active fraction at a permitted perplexity",
        "where a method's curve (loss over active fraction, linear between its points, the dense "
        "model of its protocol at 1) crosses the dense control's perplexity + p %, coming from the "
-       "dense end; in brackets the 90 % interval of 1,000 bootstrap resamples of the seeds. ≤: the "
+       "dense end; in brackets the 90 % interval of 1,000 bootstrap resamples of the seeds, which "
+       "for a "
+       "method run with one seed is the control's spread only. ~: the crossing lies above the "
+       "densest "
+       "fraction that was run, on the straight line to the dense model. ≤: the "
        "sparsest point is still within; none: no point is."},
       {"Predictor recall / precision",
-       "on calibration text: of the experts that matter, those that were predicted; of those "
+       "on other windows drawn from the training text: of the experts that matter, those that were "
+       "predicted; of those "
        "predicted, those that matter. The mean over layers; the density is the active fraction."},
       {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",

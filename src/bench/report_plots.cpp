@@ -132,11 +132,24 @@ std::optional<std::pair<double, double>> readable_range(const Plot& p) {
   return std::pair(low - 0.06 * (near - low), near + 0.4 * (near - low));
 }
 
-Plot loss_plot(const Group& g, std::string title, std::string x_label, const Number& x) {
-  const PointOf point = [&](const Row& row) { return point_at(row, x, loss_of); };
-  return {.title = std::move(title),
-          .x = {.label = std::move(x_label)},
-          .y = {.label = "test loss (nats/token)"},
+// What quality is drawn against.
+struct Against {
+  const char* name;
+  const char* title;
+  const char* label;
+  Number number;
+};
+const Against kAgainst[] = {
+    {"flops", "FLOPs per token", "FLOPs per token / dense (paper convention)", flops_ratio},
+    {"active", "active fraction", "active fraction of FFN neurons", active_of},
+    {"bytes", "bytes of a decode step", "bytes per token / dense", bytes_ratio}};
+
+Plot quality_plot(const Group& g, const char* title, const char* label, const Number& y,
+                  const Against& x) {
+  const PointOf point = [&](const Row& row) { return point_at(row, x.number, y); };
+  return {.title = fmt::format("{} against {}", title, x.title),
+          .x = {.label = x.label},
+          .y = {.label = label},
           .series = series_of(g, point),
           .levels = dense_levels(g, point)};
 }
@@ -151,16 +164,6 @@ constexpr Metric kMetrics[] = {{"exact", "Exact match", &Record::exact_match},
                                {"bleu", "BLEU (E2E)", &Record::bleu},
                                {"rouge", "ROUGE-L", &Record::rouge_l},
                                {"slots", "Slot error", &Record::slot_error}};
-
-Plot metric_plot(const Group& g, const Metric& m) {
-  const Number value = [&](const Record& r) { return r.*m.value; };
-  const PointOf point = [&](const Row& row) { return point_at(row, active_of, value); };
-  return {.title = fmt::format("{} against active fraction", m.title),
-          .x = {.label = "active fraction of FFN neurons"},
-          .y = {.label = m.title},
-          .series = series_of(g, point),
-          .levels = dense_levels(g, point)};
-}
 
 // The rows at equal budget near kShown by their loss, best first.
 Ranking ranking_of(const Group& g) {
@@ -361,23 +364,22 @@ std::vector<Figure> figures_of(const Group& g, const std::string& prefix) {
   const bool measured =
       std::any_of(g.rows.begin(), g.rows.end(), [](const Row& row) { return !row.failed; });
   if (!measured) return figures;
-  add_loss(add, "loss-flops",
-           loss_plot(g, "Test loss against FLOPs per token",
-                     "FLOPs per token / dense (paper convention)", flops_ratio));
-  add_loss(add, "loss-active",
-           loss_plot(g, "Test loss against active fraction", "active fraction of FFN neurons",
-                     active_of));
-  add_loss(add, "loss-bytes",
-           loss_plot(g, "Test loss against bytes of a decode step", "bytes per token / dense",
-                     bytes_ratio));
+  for (const Against& x : kAgainst) {
+    add_loss(add, fmt::format("loss-{}", x.name),
+             quality_plot(g, "Test loss", "test loss (nats/token)", loss_of, x));
+  }
   if (const Ranking ranking = ranking_of(g); ranking.lines.size() > 2) {
     add("ranking", "Rows near a quarter of the neurons. Bars: one standard deviation over seeds.",
         draw(ranking));
   }
   for (const Metric& m : kMetrics) {
-    const Plot p = metric_plot(g, m);
-    if (p.series.empty() && p.levels.empty()) continue;
-    add(m.name, fmt::format("{}. Solid: equal budget, dashed: paper.", p.title), draw(p));
+    for (const Against& x : kAgainst) {
+      const Plot p = quality_plot(
+          g, m.title, m.title, [&](const Record& r) { return r.*m.value; }, x);
+      if (p.series.empty() && p.levels.empty()) continue;
+      add(fmt::format("{}-{}", m.name, x.name),
+          fmt::format("{}. Solid: equal budget, dashed: paper.", p.title), draw(p));
+    }
   }
   const Plot decode = decode_plot(g);
   if (!decode.series.empty() || !decode.levels.empty()) {

@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "bench/report_rows.h"
+#include "bench/statistics.h"
+#include "bench/synthetic.h"
+#include "bench/traffic.h"
 #include "core/rng.h"
-#include "model/cost.h"
 #include "model/train.h"
 
 namespace lte {
@@ -18,6 +20,7 @@ struct Bench {
   Params params;
   TokenSet set;
   double (*now)() = spec.cpu_time ? thread_seconds : wall_seconds;
+  Traffic decoded;  // of the last decode step, by the gates that were open
 
   explicit Bench(const StepSpec& s) : spec(s), cfg(parse_model(s.model)) {
     cfg.vocab = cfg.vocab ? cfg.vocab : s.vocab;
@@ -32,8 +35,13 @@ struct Bench {
     params = make_params(cfg, plan);
     init_params(params, 1);
     Rng rng(5);
-    for (int i = 0; i < 50000; ++i)
-      set.tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(cfg.vocab))));
+    for (LayerParams& l : params.layer) {
+      for (int64_t i = 0; l.router_w && i < l.router_w.size(); ++i)
+        l.router_w.as<float>()[i] = static_cast<float>(rng.normal() / std::sqrt(cfg.dim));
+    }
+    Backend plain = open_backend("auto", s.threads);
+    if (s.group) plan = with_density(plain, params, plan, s.active);
+    set.tokens = random_tokens(50000, cfg.vocab);
   }
 
   // Seconds of each of `steps` training steps, after one that warms up.
@@ -49,7 +57,7 @@ struct Bench {
       last = now();
       if (log.step == 1 && clock) clock->reset();
     };
-    Params p = clone(params);
+    Params p = clone(params, be.memory);
     train(be, p, plan, set, {}, t, hooks);
     return seconds;
   }
@@ -57,18 +65,21 @@ struct Bench {
   // Seconds of each of `steps` decode steps of `batch` sequences, the last ones of the sequence.
   std::vector<double> decode_steps(Backend& be, int steps, ProfileCtx* clock) {
     const int64_t B = spec.batch, S = spec.seq;
-    State state = make_state(params, plan, B, 1, S, Keep::one_layer);
+    const Params p = clone(params, be.memory);
+    State state = make_state(p, plan, B, 1, S, Keep::one_layer);
     Tensor tokens = shape(DType::i32, {B});
     tokens.data = set.tokens.data();
     std::vector<double> seconds;
     for (int i = -1; i < steps; ++i) {
       if (i == 0 && clock) clock->reset();
+      const int64_t pos = std::max<int64_t>(0, S - 1 - (steps - 1 - std::max(i, 0)));
       const double start = now();
-      forward(be, params, plan, tokens,
-              {B, 1, std::max<int64_t>(0, S - 1 - (steps - 1 - std::max(i, 0)))},
-              {Gate::hard, Exec::gathered}, state);
+      forward(be, p, plan, tokens, {B, 1, pos}, {Gate::hard, Exec::gathered}, state);
+      be.finish();
       if (i >= 0) seconds.push_back(now() - start);
     }
+    const Open o = open_gates(plan, state, B);
+    decoded = model_traffic(cfg, plan, o.active, o.loaded, static_cast<double>(S), B, 1);
     return seconds;
   }
 
@@ -81,7 +92,10 @@ void profile_row(Bench& bench, Backend& be, StepRow& row) {
   Profiled p = profiled(be);
   p.clock->now = bench.now;
   const int n = std::max(3, bench.spec.steps);
-  row.profiled = median_of(bench.steps(p.backend, n, p.clock.get()));
+  // The mean of the steps, as the times of operations are.
+  double sum = 0;
+  for (double seconds : bench.steps(p.backend, n, p.clock.get())) sum += seconds;
+  row.profiled = sum / n;
   for (OpTime t : p.clock->times) {
     if (t.calls == 0) continue;
     t.seconds /= n, t.calls /= n;
@@ -122,15 +136,13 @@ StepReport bench_step(const StepSpec& spec) {
     profile_row(bench, backends[i], row);
     report.rows.push_back(std::move(row));
   }
-  const std::vector<double> dense(bench.plan.layer.size(), 1.0);
   report.flops = tokens * train_flops(bench.cfg, bench.plan, spec.seq, false);
   report.bound = report.flops / report.gemm;
   if (spec.decode) {
     ThreadPool pool(spec.threads);
-    const std::vector<uint64_t> block(kStreamBytes / sizeof(uint64_t), 1);
+    const StreamBlock block;
     for (int i = 0; i < 5; ++i) report.stream = std::max(report.stream, stream_rate(pool, block));
-    const Cost c = cost_of(bench.cfg, bench.plan, dense, spec.seq);
-    report.flops = tokens * c.flops_full, report.bytes = c.bytes;
+    report.flops = bench.decoded.flops, report.bytes = bench.decoded.bytes;
     report.bound = report.bytes / report.stream;
   }
   return report;

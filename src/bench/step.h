@@ -15,7 +15,8 @@ struct StepSpec {
   std::string model = "gpt2-nano";
   std::vector<std::string> backends = {"auto"};
   int batch = 8, seq = 128, vocab = 256;
-  int group = 0;  // experts of so many neurons behind linear routers, hard gates; 0: dense
+  int group = 0;      // experts of so many neurons behind linear routers, hard gates; 0: dense
+  double active = 1;  // share of experts that the gates open
   int rounds = 9, steps = 3, threads = 0;
   bool decode = false;  // one token at a time at the end of the sequence, in place of training
   bool cpu_time =
@@ -27,7 +28,7 @@ struct StepRow {
   std::string backend;
   double seconds = 0, mad = 0;
   double tokens_per_s = 0, ratio = 1;  // ratio: of tokens_per_s, to the first backend's, by rounds
-  double profiled = 0;                 // seconds of a step with its operations timed
+  double profiled = 0;                 // seconds of a step with its operations timed, the mean
   std::vector<OpTime> ops;  // seconds and calls of one step, longest first, none of 0 calls
 };
 struct StepReport {

@@ -85,13 +85,16 @@ void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool ad
                 (tb ? b.cols() : b.rows()) == inner,
             "gemm: shapes do not fit");
   constexpr int W = kTileCols<T>;
+  T *const o = out.as<T>(), *const x = a.as<T>(), *const w = b.as<T>();
+  if (inner == 0 && !add) std::fill_n(o, rows * cols, T(0));
+  if (inner == 0 || rows == 0) return;
   const int64_t panels = (cols + W - 1) / W, lda = a.cols(), ldb = b.cols();
   CpuCtx& c = cpu(ctx);
   T* packed = c.workspace<T>(c.pool.size(), panels * inner * W);
   const int64_t panel_grain = std::max<int64_t>(1, 16384 / (inner * W));
   for_pieces(ctx, panels, panel_grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p)
-      pack_panel(packed + p * inner * W, b.as<T>(), tb, ldb, inner, cols, p);
+      pack_panel(packed + p * inner * W, w, tb, ldb, inner, cols, p);
   });
   // Eight pieces or more, of whole cache lines of a transposed factor, at most one block each.
   const int64_t grain = std::clamp<int64_t>(rows / 128 * 16, 16, kBlockRows);
@@ -99,13 +102,12 @@ void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool ad
     T* memory = c.workspace<T>(thread, (kBlockRows + kTileRows) * (kDepth + 16));
     for (int64_t k = 0; k < inner; k += kDepth) {
       const int64_t depth = std::min(kDepth, inner - k);
-      const Left<T> left = left_block(memory, a.as<T>(), ta, lda, begin, end - begin, k, depth);
+      const Left<T> left = left_block(memory, x, ta, lda, begin, end - begin, k, depth);
       for (int64_t p = 0; p < panels; ++p) {
         const T* right = packed + p * inner * W + k * W;
         for (int64_t i = begin; i < end; i += kTileRows) {
-          tile_rows<T, kTileRows>(end - i, std::min<int64_t>(W, cols - p * W),
-                                  out.as<T>() + i * cols + p * W, cols,
-                                  left.at + (i - begin) / kTileRows * left.next, left.row,
+          tile_rows<T, kTileRows>(end - i, std::min<int64_t>(W, cols - p * W), o + i * cols + p * W,
+                                  cols, left.at + (i - begin) / kTileRows * left.next, left.row,
                                   left.step, right, W, depth, add || k > 0);
         }
       }

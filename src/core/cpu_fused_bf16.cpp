@@ -102,6 +102,9 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   LTE_CHECK((ta ? a.cols() : a.rows()) == rows && (tb ? b.rows() : b.cols()) == cols &&
                 (tb ? b.cols() : b.rows()) == inner,
             "gemm: shapes do not fit");
+  float *const o = out.as<float>(), *const x = a.as<float>(), *const w = b.as<float>();
+  if (inner == 0 && !kAdd) std::fill_n(o, rows * cols, 0.f);
+  if (inner == 0 || rows == 0) return;
   const int64_t panels = (cols + kWidth - 1) / kWidth, lda = a.cols(), ldb = b.cols();
   const int64_t all = (inner + 1) / 2;
   CpuCtx& c = cpu(ctx);
@@ -110,7 +113,7 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
              [&](int64_t begin, int64_t end, int) {
                for (int64_t p = begin; p < end; ++p) {
                  pack_pairs(packed + p * all * kWidth, kWidth,
-                            b.as<float>() + (tb ? p * kWidth * ldb : p * kWidth), ldb, tb, inner,
+                            w + (tb ? p * kWidth * ldb : p * kWidth), ldb, tb, inner,
                             std::min<int64_t>(kWidth, cols - p * kWidth));
                }
              });
@@ -119,12 +122,11 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
     auto* left = c.workspace<uint32_t>(thread, kBlockRows * (kPairs + 16));
     for (int64_t k = 0; k < inner; k += kDepth) {
       const int64_t depth = std::min(kDepth, inner - k), pairs = (depth + 1) / 2;
-      pack_left(left, a.as<float>(), ta, lda, begin, end - begin, k, depth);
+      pack_left(left, x, ta, lda, begin, end - begin, k, depth);
       for (int64_t p = 0; p < panels; ++p) {
         for (int64_t i = begin; i < end; i += kTileRows) {
           const uint32_t* at = left + (i - begin) * (ta ? pairs : kPairs + 16);
-          tile_of_pairs<kTileRows>(end - i, cols - p * kWidth,
-                                   out.as<float>() + i * cols + p * kWidth, cols, at,
+          tile_of_pairs<kTileRows>(end - i, cols - p * kWidth, o + i * cols + p * kWidth, cols, at,
                                    ta ? 1 : kPairs + 16, ta ? kTileRows : 1,
                                    packed + (p * all + k / 2) * kWidth, pairs, kAdd || k > 0);
         }

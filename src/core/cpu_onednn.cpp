@@ -14,13 +14,14 @@ namespace {
 template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   if (out.dtype != DType::f32) return eigen_gemm(ctx, out, a, ta, b, tb, kAdd);
+  const float *x = a.as<float>(), *w = b.as<float>();  // here, where another type may still throw
   const int64_t inner = ta ? a.rows() : a.cols(), lda = a.cols(), ldb = b.cols(), ldc = out.cols();
   for_gemm_tiles(ctx, out, a, ta, b, tb, [&](int64_t r, int64_t nr, int64_t c, int64_t nc) {
     thread_local const bool alone =
         (omp_set_num_threads(1), true);  // our threads are the parallel ones
     (void)alone;
-    const float* left = a.as<float>() + (ta ? r : r * lda);
-    const float* right = b.as<float>() + (tb ? c * ldb : c);
+    const float* left = x + (ta ? r : r * lda);
+    const float* right = w + (tb ? c * ldb : c);
     float* o = out.as<float>() + r * ldc + c;
     const dnnl_status_t status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', nr, nc, inner, 1, left,
                                             lda, right, ldb, kAdd ? 1 : 0, o, ldc);

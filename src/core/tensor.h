@@ -86,6 +86,12 @@ inline Tensor first_rows(const Tensor& t, int64_t n) {
   out.data = t.data;
   return out;
 }
+// And n rows from `first` on.
+inline Tensor some_rows(const Tensor& t, int64_t first, int64_t n) {
+  Tensor out = first_rows(t, n);
+  out.data = static_cast<std::byte*>(t.data) + first * t.cols() * size_of(t.dtype);
+  return out;
+}
 
 // Zero-filled, in large pages where it can be; null where there is none (memory.cpp).
 void* make_host_memory(size_t bytes);

@@ -70,10 +70,11 @@ std::vector<int32_t> encode_chars(const Tokenizer& t, std::string_view text) {
     } else if (const auto it = t.ids.find(character); it != t.ids.end()) {
       id = it->second;
     }
-    LTE_CHECK(id >= 0, fmt::format("character '{}' (U+{:04X}) at byte {} is not in the vocabulary "
-                                   "of {} characters",
-                                   character < " " ? "?" : character, code_point(character), at,
-                                   t.vocab.size()));
+    LTE_CHECK(
+        id >= 0,
+        fmt::format("character '{}' (U+{:04X}) at byte {} is not in the vocabulary "
+                    "of {} characters; a base with --tokenizer bytes reads all texts",
+                    character < " " ? "?" : character, code_point(character), at, t.vocab.size()));
     out.push_back(id);
     at += length;
   }

@@ -13,7 +13,7 @@ constexpr KnobRow kKnobs[] = {
 Fitted fit_cats(const FitInput& in, const Knobs& k) {
   LTE_CHECK(in.dense.cfg.gated,
             "cats: wants a gated FFN (the LLaMA family); it thresholds the gate");
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   Plan plan = dense_plan(in.dense.cfg);
   for (FfnPlan& f : plan.layer) {
     f.group = 1, f.router = RouterKind::gate, f.rule = Rule::threshold, f.cut = 0;

@@ -36,7 +36,7 @@ constexpr KnobRow kKnobs[] = {
 constexpr const char* kRules[] = {"relative_max", "cumulative"};
 
 Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   const int group = group_of(in, k);
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   const auto width = static_cast<int>(get_whole(k, "width", 1, 1 << 16));

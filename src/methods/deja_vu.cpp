@@ -63,7 +63,7 @@ std::vector<double> train_predictors(const FitInput& in, Fitted& f, PredictorSpe
 }
 
 Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   const int group = group_of(in, k);
   const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
   const auto before =

@@ -78,7 +78,7 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
 }
 
 Plan top_k_plan(const FitInput& in, const Knobs& k, Squash squash, int64_t& seen) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
                            get_whole(k, "calibration", 1, 1 << 24), seen);
   for (FfnPlan& f : plan.layer) {
@@ -89,7 +89,13 @@ Plan top_k_plan(const FitInput& in, const Knobs& k, Squash squash, int64_t& seen
 }
 
 double kept_experts(const ModelConfig& c, const FfnPlan& f, double active) {
-  return std::max(1.0, std::round(active * static_cast<double>(experts(c, f))));
+  const auto E = static_cast<double>(experts(c, f));
+  const double kept = std::round(active * E);
+  LTE_CHECK(kept >= 1,
+            fmt::format("active={:g} is less than one of {:.0f} experts: wants a smaller "
+                        "`group`, or at least {:.3g}",
+                        active, E, 1 / E));
+  return kept;
 }
 
 }  // namespace lte

@@ -33,6 +33,12 @@ double get_number(const Knobs& knobs, const std::string& name, double low, doubl
   return value;
 }
 
+double get_active(const Knobs& k) {
+  const double active = get_number(k, "active", 0, 1);
+  LTE_CHECK(active > 0, "active=0 leaves no neuron: wants a fraction above 0 and at most 1");
+  return active;
+}
+
 int64_t get_whole(const Knobs& knobs, const std::string& name, int64_t low, int64_t high) {
   const std::string& text = knobs.at(name);
   int64_t value = 0;

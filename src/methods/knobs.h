@@ -20,6 +20,7 @@ Knobs resolve_knobs(std::string_view method, std::span<const KnobRow> rows, cons
 
 // Checked reads; the Error names the knob and what it wants.
 double get_number(const Knobs&, const std::string& name, double low, double high);
+double get_active(const Knobs&);  // "active": above 0 and at most 1
 int64_t get_whole(const Knobs&, const std::string& name, int64_t low, int64_t high);
 std::string get_choice(const Knobs&, const std::string& name, std::span<const char* const> choices);
 

@@ -71,7 +71,7 @@ int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
 }
 
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   LTE_CHECK(active > 0, "knob active=0: would leave no neuron active");
   const double asked = get_number(k, "start", 0, 1), start = asked == 0 ? active : asked;
   const RouterInput input = router_input(k);

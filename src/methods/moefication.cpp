@@ -75,7 +75,7 @@ void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t
 }
 
 Fitted fit_moefication(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   const std::string selection = get_choice(k, "selection", kSelections);
   const std::string score = get_choice(k, "score", kScores);
   const bool zeros = in.dense.cfg.act == Act::relu && !in.dense.cfg.gated;

@@ -15,7 +15,7 @@ constexpr KnobRow kKnobs[] = {
 constexpr const char* kBy[] = {"magnitude", "contribution"};
 
 Fitted fit_oracle(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   const int group = group_of(in, k);
   int64_t seen = 0;
   const std::string construction = construction_of(k);

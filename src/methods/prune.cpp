@@ -28,7 +28,10 @@ constexpr KnobRow kKnobs[] = {
      "published"},
     {"calibration", "16384", "training tokens that scores look at"},
     {"mask_steps", "400",
-     "steps, out of `steps` if there are any, in which mask and model are trained together"},
+     "steps, out of `steps` if there are any, in which mask and model are trained together; logits "
+     "begin "
+     "at 2 (Sheared LLaMA: 5), the wanted sparsity is reached after half of them (theirs: a "
+     "fifth)"},
     {"mask_lr", "0.1", "learning rate of the mask and its multipliers; Sheared LLaMA: 1"},
 };
 
@@ -160,7 +163,7 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
             .global = false,
             .calibration = get_whole(k, "calibration", 1, 1 << 24)};
   p.global = allocation == "global" || (allocation == "auto" && p.score == "flap");
-  const double active = get_number(k, "active", 0, 1), F = in.dense.cfg.ffn;
+  const double active = get_active(k), F = in.dense.cfg.ffn;
   const auto kept = static_cast<size_t>(std::round(active * F));
   LTE_CHECK(kept > 0, "knob active=" + k.at("active") + ": would keep no neuron");
   const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);

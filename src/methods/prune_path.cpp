@@ -20,7 +20,7 @@ constexpr KnobRow kKnobs[] = {
 // trained is not. Ours: cross-entropy to each expert's share of the output norms, then training of the
 // model under frozen routers, then the share calibrated again.
 Fitted fit_path(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   int64_t seen_tokens = 0;
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k), tokens, seen_tokens);

@@ -16,7 +16,7 @@ constexpr KnobRow kKnobs[] = {
 // Zeroes what is small of the inputs of up, gate and down, by one magnitude threshold a matrix input,
 // the same fraction everywhere (the paper's uniform form; attention is left as it is).
 Fitted fit_teal(const FitInput& in, const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
+  const double active = get_active(k);
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
   Fitted dense{.params = clone(in.dense), .plan = dense_plan(in.dense.cfg), .histograms = {}};
   run_stage(in, dense, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");

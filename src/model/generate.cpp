@@ -61,12 +61,13 @@ Generated generate(Backend& be, const Params& p, const Plan& plan, std::span<con
                    const std::function<void(int32_t)>& each) {
   LTE_CHECK(!prompt.empty(), "generate: the prompt is empty");
   LTE_CHECK(p.cfg.max_seq >= 2, "generate: wants a model with max_seq of 2 or more");
-  const int64_t S = p.cfg.max_seq,
-                keep = std::min<int64_t>(static_cast<int64_t>(prompt.size()), S - 1);
+  // Of a prompt that is too long the end is kept: room for what is to come, but half of the context.
+  const int64_t S = p.cfg.max_seq, given = static_cast<int64_t>(prompt.size()),
+                keep = std::min(given, std::clamp<int64_t>(S + 1 - most, S / 2, S));
   std::vector<int32_t> chunk(prompt.end() - keep, prompt.end());
   State state = make_state(p, plan, 1, keep, S, Keep::one_layer);
   Rng rng(how.seed);
-  Generated out{.tokens = {}, .active = 0};
+  Generated out{.tokens = {}, .active = 0, .prompt = keep};
   int64_t pos = 0;
   for (int i = 0; i < most; ++i) {
     const auto T = static_cast<int64_t>(chunk.size());

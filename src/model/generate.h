@@ -23,11 +23,12 @@ int32_t sample(std::span<const float> logits, const Sampling&, Rng&);
 struct Generated {
   std::vector<int32_t> tokens;  // without the prompt, without `stop`
   double active = 1;            // mean active fraction over prompt and generated tokens
+  int64_t prompt = 0;           // tokens of the prompt that were read
   bool full = false;            // ended because the context was full
 };
 
-// Stops after `most` tokens, at `stop` (below 0: none), or where the model's max_seq is reached; a
-// prompt that is longer than max_seq - 1 keeps its end. `each` sees every token as it is drawn.
+// Stops after `most` tokens, at `stop` (below 0: none), or where the model's max_seq is reached. A
+// prompt that leaves no room for `most` keeps its end, half of the context at least. `each` sees every token as it is drawn.
 Generated generate(Backend&, const Params&, const Plan&, std::span<const int32_t> prompt, int most,
                    int32_t stop, const Sampling&, const std::function<void(int32_t)>& each = {});
 

@@ -1,0 +1,22 @@
+// Models of random weights at work: tokens, and thresholds that open a given share of their experts.
+#pragma once
+
+#include "model/forward.h"
+
+namespace lte {
+
+std::vector<int32_t> random_tokens(int64_t n, int vocab);
+
+// `plan` with thresholds that open about `density` of the experts of every layer: quantiles of the scores
+// on random tokens. 1 opens all. The routers must not be zeros.
+Plan with_density(Backend&, const Params&, Plan, double density);
+
+// Share of gates that are open, and of experts that some token of the chunk opens; by layer. 1 where a
+// layer has no router.
+struct Open {
+  std::vector<double> active, loaded;
+};
+double mean(const std::vector<double>&);
+Open open_gates(const Plan&, const State&, int64_t rows);
+
+}  // namespace lte
