@@ -156,6 +156,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
              State& state) {
   LTE_CHECK(run.gate == Gate::hard || run.exec == Exec::masked,
             "forward: soft gates cannot be gathered");
+  LTE_CHECK(run.exec != Exec::trained || be.ops.ffn_train,
+            "forward: the backend has no kernels for gathered training");
   for (const FfnPlan& f : plan.layer) {
     const bool soft = f.router == RouterKind::none ||
                       (f.router == RouterKind::linear && f.squash != Squash::kept_softmax);
