@@ -182,11 +182,12 @@ Work make_row(Session& s, const Row& r) {
   w.output = [step] { return digest(step->params.flat().data, step->params.flat().bytes()); };
   w.check = [&s, c, density] { return check(s.backend, c, density); };
   // Closed experts are not computed: two or three matrices, forward and both of their gradients.
-  const double closed = 6.0 * (c.gated ? 3 : 2) * (1 - density) * c.layers * c.dim * c.ffn;
+  const double open = density < 1 ? step->plan.layer[0].cut * kGroup / c.ffn : 1;
+  const double closed = 6.0 * (c.gated ? 3 : 2) * (1 - open) * c.layers * c.dim * c.ffn;
   const double flops =
       (train_flops(c, step->plan, seq, false) - closed) * static_cast<double>(w.tokens);
-  w.look = [flops, density] {
-    return Seen{.active = density, .loaded = density, .traffic = {.bytes = 0, .flops = flops}};
+  w.look = [flops, open] {
+    return Seen{.active = open, .loaded = open, .traffic = {.bytes = 0, .flops = flops}};
   };
   return w;
 }
