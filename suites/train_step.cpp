@@ -1,7 +1,9 @@
 // One training step (forward, backward, AdamW) of presets over a vocabulary of bytes, beside the
-// step's matrix products alone at the same shapes: their share of the step's time is of_products.
+// step's matrix products alone at the same shapes: their share of the step's time is of_products. And steps under
+// the frozen gates of synthetic routers, gathered, beside the same step masked: x_masked.
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -17,12 +19,14 @@ constexpr int64_t kSteps = 4;  // after which the walk begins again from the fir
 struct Row {
   const char* model;
   int batch, seq;
+  double density =
+      1;  // below 1: experts of kGroup neurons, this share of them open for every token
 };
-constexpr Row kRows[] = {{"gpt2-nano", 32, 128},
-                         {"gpt2-micro", 16, 256},
-                         {"gpt2-mini", 8, 256},
-                         {"llama-nano", 32, 128},
-                         {"llama-mini", 8, 256}};
+constexpr Row kRows[] = {{"gpt2-nano", 32, 128},      {"gpt2-micro", 16, 256},
+                         {"gpt2-mini", 8, 256},       {"llama-nano", 32, 128},
+                         {"llama-mini", 8, 256},      {"gpt2-mini", 8, 256, 0.5},
+                         {"gpt2-mini", 8, 256, 0.25}, {"gpt2-mini", 8, 256, 0.1}};
+constexpr int kGroup = 32;
 
 // A model in training on random tokens.
 struct Step {
@@ -33,6 +37,7 @@ struct Step {
   State state;
   Gradients grads;
   std::vector<int32_t> tokens;  // one more than the chunk: targets are a step ahead
+  Exec exec = Exec::masked;
   int64_t step = 0;
 
   Tensor inputs(int64_t ahead) {
@@ -41,7 +46,7 @@ struct Step {
     return t;
   }
   void gradients(Backend& be) {
-    const Run run{.gate = Gate::hard, .exec = Exec::masked};
+    const Run run{.gate = Gate::hard, .exec = exec};
     be.ops.fill(*be.ctx, grads.d.flat(), 0);
     forward(be, params, plan, inputs(0), chunk, run, state);
     backward(be, params, plan, inputs(0), inputs(1), chunk, run, {},
@@ -60,10 +65,23 @@ struct Step {
   }
 };
 
-Step make_step(const ModelConfig& c, int batch, int seq) {
-  const Plan plan = dense_plan(c);
+Plan plan_of(const ModelConfig& c, double density) {
+  Plan plan = dense_plan(c);
+  for (FfnPlan& f : plan.layer) {
+    if (density == 1) break;
+    f.group = kGroup, f.router = RouterKind::linear, f.rule = Rule::top_k;
+    f.cut = std::round(density * c.ffn / kGroup);
+  }
+  return plan;
+}
+
+Step make_step(const ModelConfig& c, int batch, int seq, double density) {
+  const Plan plan = plan_of(c, density);
   Params first = make_params(c, plan);
   init_params(first, 1);
+  for (LayerParams& l : first.layer) {
+    if (l.router_w) fill_uniform(l.router_w, 1, 3);
+  }
   State state = make_state(first, plan, batch, seq, seq, Keep::all_layers);
   Gradients grads = make_gradients(first, plan, state);
   TrainSpec spec;
@@ -77,7 +95,8 @@ Step make_step(const ModelConfig& c, int batch, int seq) {
           .v = make_params(c, plan),
           .state = std::move(state),
           .grads = std::move(grads),
-          .tokens = random_tokens(static_cast<int64_t>(batch) * seq + 1, c.vocab)};
+          .tokens = random_tokens(static_cast<int64_t>(batch) * seq + 1, c.vocab),
+          .exec = density < 1 ? Exec::trained : Exec::masked};
 }
 
 // The matrix products of a step, each once for all layers: out = x w' and both of its gradients.
@@ -122,8 +141,9 @@ struct Products {
 constexpr int kChecked = 72;  // tokens: enough for the kernels of many rows
 
 // Gradients of one short sequence against plain loops, tensor by tensor; the worst of them.
-Checked check(Backend& be, const ModelConfig& c) {
-  Step got = make_step(c, 1, kChecked), want = make_step(c, 1, kChecked);
+Checked check(Backend& be, const ModelConfig& c, double density) {
+  Step got = make_step(c, 1, kChecked, density), want = make_step(c, 1, kChecked, density);
+  want.exec = Exec::masked;
   Backend naive = open_backend("cpu+naive", 1);
   got.gradients(be), want.gradients(naive);
   std::vector<Tensor> wanted;
@@ -143,19 +163,33 @@ Work make_row(Session& s, const Row& r) {
   ModelConfig c = suite_model(r.model, s.options.smoke);
   c.vocab = 256;
   const int batch = s.options.smoke ? 2 : r.batch, seq = s.options.smoke ? 16 : r.seq;
-  auto step = std::make_shared<Step>(make_step(c, batch, seq));
-  auto products = std::make_shared<Products>(c, static_cast<int64_t>(batch) * seq);
+  const double density = r.density;
+  auto step = std::make_shared<Step>(make_step(c, batch, seq, density));
+  if (density < 1 && !can_train_gathered(s.backend, step->plan, Gate::hard, {}))
+    throw Skip{"the backend has no kernels for gathered training"};
   Work w;
   w.inputs = kSteps, w.tokens = static_cast<int64_t>(batch) * seq;
   w.load = [step](int64_t i) { step->load(i); };
   w.call = [&s, step] { step->run(s.backend); };
-  w.beside = [&s, products] { products->run(s.backend); };
-  w.beside_counter = "of_products";
+  if (density < 1) {
+    auto masked = std::make_shared<Step>(make_step(c, batch, seq, density));
+    masked->exec = Exec::masked;
+    w.beside = [&s, masked] { masked->run(s.backend); };
+    w.beside_counter = "x_masked";
+  } else {
+    auto products = std::make_shared<Products>(c, static_cast<int64_t>(batch) * seq);
+    w.beside = [&s, products] { products->run(s.backend); };
+    w.beside_counter = "of_products";
+  }
   w.output = [step] { return digest(step->params.flat().data, step->params.flat().bytes()); };
-  w.check = [&s, c] { return check(s.backend, c); };
-  const double flops = train_flops(c, step->plan, seq, false) * static_cast<double>(w.tokens);
-  w.look = [flops] {
-    return Seen{.active = 1, .loaded = 1, .traffic = {.bytes = 0, .flops = flops}};
+  w.check = [&s, c, density] { return check(s.backend, c, density); };
+  // Closed experts are not computed: two or three matrices, forward and both of their gradients.
+  const double open = density < 1 ? step->plan.layer[0].cut * kGroup / c.ffn : 1;
+  const double closed = 6.0 * (c.gated ? 3 : 2) * (1 - open) * c.layers * c.dim * c.ffn;
+  const double flops =
+      (train_flops(c, step->plan, seq, false) - closed) * static_cast<double>(w.tokens);
+  w.look = [flops, open] {
+    return Seen{.active = open, .loaded = open, .traffic = {.bytes = 0, .flops = flops}};
   };
   return w;
 }
@@ -167,9 +201,11 @@ const bool kInference = false;
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   for (const Row& r : kRows) {
-    all.push_back({fmt::format("train_step/{}{}/batch:{}/seq:{}", o.smoke ? "tiny-" : "", r.model,
-                               r.batch, r.seq),
-                   [r](Session& s) { return make_row(s, r); }});
+    std::string name = fmt::format("train_step/{}{}/batch:{}/seq:{}", o.smoke ? "tiny-" : "",
+                                   r.model, r.batch, r.seq);
+    if (r.density < 1)
+      name += fmt::format("/synthetic/group:{}/density_permille:{}", kGroup, permille(r.density));
+    all.push_back({name, [r](Session& s) { return make_row(s, r); }});
   }
   return all;
 }

@@ -31,6 +31,7 @@ struct Case {
   RouterInput input = RouterInput::normed;  // of the routers
   LossTerms terms = {};
   double noise = 0;  // on the routers' z
+  Exec exec = Exec::masked;
 };
 
 constexpr const char* kGptGelu = "gpt2-nano:dim=8,heads=2,ffn=12,layers=2,max_seq=8";
@@ -71,6 +72,10 @@ const Case kCases[] = {
     {"gpt_hard", kGptGelu, Case::hard, true, kNormed, {}},
     {"gpt_relu_hard", kGptRelu, Case::hard, false, kNormed, {}},
     {"llama_hard_residual", kGqa, Case::hard, true, kResidual, {}},
+    {"gpt_hard_gathered", kGptGelu, Case::hard, true, kNormed, {}, 0, Exec::trained},
+    {"gpt_erf_gathered", kGptErf, Case::hard, true, kResidual, kDistill, 0, Exec::trained},
+    {"gpt_tanh_gathered", kGptTanh, Case::hard, false, kNormed, {}, 0, Exec::trained},
+    {"llama_hard_gathered", kGqa, Case::hard, true, kResidual, {}, 0, Exec::trained},
     {"gpt_distill", kGptGelu, Case::dense, true, kNormed, kDistill},
     {"llama_soft_distill", kGqa, Case::soft, true, kNormed, kDistillLte},
     {"gpt_tanh_dense", kGptTanh},
@@ -113,7 +118,7 @@ struct Problem {
     const ModelConfig cfg = tiny(c.model, kVocab);
     const bool pruned = c.kind == Case::pruned || c.kind == Case::compensated;
     const bool soft = c.kind == Case::soft || c.kind == Case::mask;
-    run = {soft ? Gate::soft : Gate::hard, Exec::masked, c.noise, 3};
+    run = {soft ? Gate::soft : Gate::hard, c.exec, c.noise, 3};
     const int group = c.kind == Case::mask || c.kind >= Case::oracle ? 1 : 4;
     plan = pruned || c.kind == Case::dense ? dense_plan(cfg) : routed(cfg, group, c.bias);
     for (FfnPlan& f : plan.layer) {
@@ -171,7 +176,7 @@ struct Problem {
       }
       task += (1 - terms.distill) * -std::log(q[static_cast<size_t>(target)]) + terms.distill * kl;
     }
-    return kWeight * task + terms.hoyer * hoyer() + regularisers();
+    return kWeight * task + (terms.hoyer > 0 ? terms.hoyer * hoyer() : 0) + regularisers();
   }
 
   // Mean over layers and tokens of (sum |a|)^2 / sum a^2, over all activations before the gates.

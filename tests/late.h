@@ -43,6 +43,13 @@ inline Tensor checked(Tensor t) {
   LTE_CHECK(known, "a tensor does not lie in the backend's memory");
   return t;
 }
+inline FfnWeights checked(FfnWeights w) {
+  return {checked(w.up), checked(w.up_bias), checked(w.gate_w), checked(w.down)};
+}
+inline ExpertLists checked(ExpertLists l) {
+  return {checked(l.gates), checked(l.index), checked(l.count)};
+}
+inline PackedRows checked(PackedRows r) { return {checked(r.up), checked(r.gate), checked(r.act)}; }
 
 template <auto kEntry>
 struct Later;

@@ -41,7 +41,7 @@ TEST_P(LateFit, TrainsScoresAndGeneratesTheSameBits) {
   std::vector<Knobs> cases = {small_knobs(m)};
   for (const KnobRow& row : all_knobs(m)) {  // the other branches of methods that have some
     for (const char* value : {"taylor", "mask", "flap", "similarity", "oracle", "coactivation",
-                              "cumulative", "output", "unit", "softmax"}) {
+                              "cumulative", "output", "unit", "softmax", "gathered"}) {
       Knobs k = small_knobs(m);
       k[row.name] = value;
       try {

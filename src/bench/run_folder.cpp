@@ -263,9 +263,10 @@ TrainHooks run_hooks(const std::string& folder, const std::string& stage, const 
         fmt::format("{{\"stage\":\"{}\",\"step\":{},\"loss\":{:.6g},\"efficiency\":{:.6g},"
                     "\"separability\":{:.6g},\"active\":{:.6g},\"crossings\":{:.6g},\"eta\":{:.6g},"
                     "\"lambda\":{:.6g},\"lr\":{:.6g},\"grad_norm\":{:.6g},\"tokens_per_s\":{:.6g},"
-                    "\"seconds\":{:.6g}}}",
+                    "\"seconds\":{:.6g},\"exec\":\"{}\",\"gathered_gain\":{:.4g}}}",
                     stage, l.step, l.loss, l.efficiency, l.separability, l.active, l.crossings,
-                    l.eta, l.lambda, l.lr, l.grad_norm, l.tokens_per_s, l.seconds));
+                    l.eta, l.lambda, l.lr, l.grad_norm, l.tokens_per_s, l.seconds,
+                    l.exec == Exec::masked ? "masked" : "gathered", l.gathered_gain));
     if (watch) watch(l);
   };
   return hooks;

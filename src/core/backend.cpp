@@ -62,6 +62,7 @@ Backend open_cpu(int threads) {
   fill_ffn(b.ops);
   fill_experts(b.ops);
   fill_gathered(b.ops);
+  fill_gathered_training(b.ops);
   fill_loss(b.ops);
   return b;
 }

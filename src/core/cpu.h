@@ -95,13 +95,14 @@ void for_gemm_tiles(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, 
   });
 }
 
-void fill_linear(Ops&);     // cpu_linear.cpp
-void fill_norm(Ops&);       // cpu_norm.cpp
-void fill_attention(Ops&);  // cpu_attention.cpp
-void fill_ffn(Ops&);        // cpu_ffn.cpp
-void fill_experts(Ops&);    // cpu_experts.cpp
-void fill_gathered(Ops&);   // cpu_gathered.cpp
-void fill_loss(Ops&);       // cpu_loss.cpp
+void fill_linear(Ops&);             // cpu_linear.cpp
+void fill_norm(Ops&);               // cpu_norm.cpp
+void fill_attention(Ops&);          // cpu_attention.cpp
+void fill_ffn(Ops&);                // cpu_ffn.cpp
+void fill_experts(Ops&);            // cpu_experts.cpp
+void fill_gathered(Ops&);           // cpu_gathered.cpp
+void fill_gathered_training(Ops&);  // cpu_gathered_train.cpp
+void fill_loss(Ops&);               // cpu_loss.cpp
 
 // out = a b, or += where `add`: what `gemm` and `gemm_add` are without a variant.
 void eigen_gemm(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add);

@@ -112,6 +112,16 @@ void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind) {
 template void activate_block(float*, const float*, const float*, int64_t, Act);
 template void activate_block(double*, const double*, const double*, int64_t, Act);
 
+// value = act(pre), slope = act'(pre).
+template <class T>
+void curve_block(T* value, T* slope, const T* pre, int64_t size, Act kind) {
+  const VecMap<T> x(const_cast<T*>(pre), size);
+  act_value<T>(kind, x, VecMap<T>(value, size));
+  act_slope<T>(kind, x, VecMap<T>(slope, size));
+}
+template void curve_block(float*, float*, const float*, int64_t, Act);
+template void curve_block(double*, double*, const double*, int64_t, Act);
+
 void fill_ffn(Ops& ops) {
   ops.activate = activate;
   ops.activate_backward = activate_backward;

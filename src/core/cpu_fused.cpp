@@ -11,27 +11,6 @@ namespace {
 constexpr int64_t kDepth = 256;      // inner dimension of a block
 constexpr int64_t kBlockRows = 128;  // rows of the left factor in a block
 
-// Panel p of b as [inner, kTileCols], columns beyond the last one 0.
-template <class T>
-void pack_panel(T* to, const T* b, bool tb, int64_t ldb, int64_t inner, int64_t cols, int64_t p) {
-  constexpr int W = kTileCols<T>;
-  const int64_t first = p * W, width = std::min<int64_t>(W, cols - first);
-  if (width < W) std::fill_n(to, inner * W, T(0));
-  if (!tb) {
-    for (int64_t k = 0; k < inner; ++k)
-      std::memcpy(to + k * W, b + k * ldb + first, static_cast<size_t>(width) * sizeof(T));
-    return;
-  }
-  const T* from = b + first * ldb;
-  for (int64_t k = 0; k < inner; ++k) {
-    if (width == W) {
-      for (int64_t c = 0; c < W; ++c) to[k * W + c] = from[c * ldb + k];
-    } else {
-      for (int64_t c = 0; c < width; ++c) to[k * W + c] = from[c * ldb + k];
-    }
-  }
-}
-
 // Rows [r, r + rows) of the left factor, depth [k, k + depth), in the order that tiles read.
 template <class T>
 struct Left {

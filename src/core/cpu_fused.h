@@ -7,6 +7,7 @@
 #endif
 
 #include <cmath>
+#include <cstring>
 
 #include "core/cpu.h"
 
@@ -56,25 +57,32 @@ constexpr int kTileRows = 8;  // of a register tile
 template <class T>
 constexpr int kTileCols = 2 * kLanes<T>;
 
-// out[kRows, cols] (+)= a b over `depth`, cols <= kVecs vectors: a[i, k] at a[i * row + k * step],
-// b[k, j] at b[k * ldb + j], readable in whole vectors.
+// sum = a b over `depth`, kVecs vectors of columns: a[i, k] at a[i * row + k * step], b[k, j] at
+// b[k * ldb + j], readable in whole vectors.
 template <class T, int kRows, int kVecs>
-void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t step, const T* b,
-          int64_t ldb, int64_t depth, bool add) {
-  constexpr int L = kLanes<T>;
-  Vec<T> sum[kRows][kVecs];
+[[gnu::always_inline]] inline void tile_sums(Vec<T> (&sum)[kRows][kVecs], const T* a, int64_t row,
+                                             int64_t step, const T* b, int64_t ldb, int64_t depth) {
   for (auto& r : sum) {
     for (auto& s : r) s = Vec<T>{};
   }
   for (int64_t k = 0; k < depth; ++k, a += step, b += ldb) {
     Vec<T> right[kVecs];
-    for (int j = 0; j < kVecs; ++j) right[j] = load(b + j * L);
+    for (int j = 0; j < kVecs; ++j) right[j] = load(b + j * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const T left = a[i * row];
       for (int j = 0; j < kVecs; ++j) sum[i][j] += right[j] * left;
     }
   }
+}
+
+// out[kRows, cols] (+)= a b, cols <= kVecs vectors, a and b as in tile_sums.
+template <class T, int kRows, int kVecs>
+void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t step, const T* b,
+          int64_t ldb, int64_t depth, bool add) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum[kRows][kVecs];
+  tile_sums<T, kRows, kVecs>(sum, a, row, step, b, ldb, depth);
   if (cols == kVecs * L) {
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < kVecs; ++j) {
@@ -120,6 +128,27 @@ void block_product(int64_t rows, int64_t cols, T* out, int64_t ldo, const T* a, 
   }
 }
 
+// Panel p of b, or of its transpose, as [inner, kTileCols], columns beyond the last one 0.
+template <class T>
+void pack_panel(T* to, const T* b, bool tb, int64_t ldb, int64_t inner, int64_t cols, int64_t p) {
+  constexpr int W = kTileCols<T>;
+  const int64_t first = p * W, width = std::min<int64_t>(W, cols - first);
+  if (width < W) std::fill_n(to, inner * W, T(0));
+  if (!tb) {
+    for (int64_t k = 0; k < inner; ++k)
+      std::memcpy(to + k * W, b + k * ldb + first, static_cast<size_t>(width) * sizeof(T));
+    return;
+  }
+  const T* from = b + first * ldb;
+  for (int64_t k = 0; k < inner; ++k) {
+    if (width == W) {
+      for (int64_t c = 0; c < W; ++c) to[k * W + c] = from[c * ldb + k];
+    } else {
+      for (int64_t c = 0; c < width; ++c) to[k * W + c] = from[c * ldb + k];
+    }
+  }
+}
+
 // exp(x). Floats: x is clamped to [-87, 88]; x = n ln 2 + r, a Taylor polynomial of degree 7 in r,
 // |r| <= ln 2 / 2 (its rest is below 6e-9), times 2^n: relative error below 2.4e-7 (2 units in the last place).
 inline Vec<float> exp_of(Vec<float> x) {
@@ -143,6 +172,37 @@ inline Vec<float> exp_of(Vec<float> x) {
 inline Vec<double> exp_of(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
   return x;
+}
+
+// At most n lanes; the others are 0, or stay as they are.
+template <class T>
+Vec<T> load_some(const T* p, int64_t n) {
+  if (n >= kLanes<T>) return load(p);
+  Vec<T> v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class T>
+void store_some(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>) return store<T>(p, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
+// gelu(x) = x s(2 u), u = sqrt(2/pi) (x + 0.044715 x^3); silu(x) = x s(x); s the logistic function.
+// With t = exp(-z) and s = 1 / (1 + t), 1 - s = t s without cancellation.
+template <class T>
+struct Curve {
+  Vec<T> value, slope;
+};
+template <class T>
+Curve<T> curve(Vec<T> x, bool gelu) {
+  constexpr T kScale = T(2 * 0.7978845608028654), kCubic = T(0.044715);
+  const Vec<T> square = x * x;
+  const Vec<T> z = gelu ? kScale * x * (T(1) + kCubic * square) : x;
+  const Vec<T> dz = gelu ? kScale * (T(1) + 3 * kCubic * square) : Vec<T>{} + T(1);
+  const Vec<T> t = exp_of(z < T(-80) ? Vec<T>{} + T(80) : -z);
+  const Vec<T> s = T(1) / (T(1) + t);
+  return {x * s, s + x * s * (t * s) * dz};
 }
 
 // Over the lanes, in a fixed order.

@@ -17,37 +17,6 @@ Ops plain() {
   return ops;
 }
 
-// At most n lanes; the others are 0, or stay as they are.
-template <class T>
-Vec<T> load_some(const T* p, int64_t n) {
-  if (n >= kLanes<T>) return load(p);
-  Vec<T> v{};
-  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-}
-template <class T>
-void store_some(T* p, Vec<T> v, int64_t n) {
-  if (n >= kLanes<T>) return store<T>(p, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
-}
-
-// gelu(x) = x s(2 u), u = sqrt(2/pi) (x + 0.044715 x^3); silu(x) = x s(x); s the logistic function.
-// With t = exp(-z) and s = 1 / (1 + t), 1 - s = t s without cancellation.
-template <class T>
-struct Curve {
-  Vec<T> value, slope;
-};
-template <class T>
-Curve<T> curve(Vec<T> x, bool gelu) {
-  constexpr T kScale = T(2 * 0.7978845608028654), kCubic = T(0.044715);
-  const Vec<T> square = x * x;
-  const Vec<T> z = gelu ? kScale * x * (T(1) + kCubic * square) : x;
-  const Vec<T> dz = gelu ? kScale * (T(1) + 3 * kCubic * square) : Vec<T>{} + T(1);
-  const Vec<T> t = exp_of(z < T(-80) ? Vec<T>{} + T(80) : -z);
-  const Vec<T> s = T(1) / (T(1) + t);
-  return {x * s, s + x * s * (t * s) * dz};
-}
-
 void activate(Ctx& ctx, Tensor out, Tensor pre, Tensor up, Act kind) {
   if (kind != Act::gelu_tanh && kind != Act::silu) return plain().activate(ctx, out, pre, up, kind);
   with_type(out, [&]<class T>() {

@@ -49,6 +49,21 @@ struct GateLoss {
   double tau = 0.5, eps = 0, clip = 0;  // clip 0: the separability term of a score is not clipped
 };
 
+// A feed-forward layer's parameters, or their gradients.  up,gate_w,down[F,D] up_bias[F]
+struct FfnWeights {
+  Tensor up, up_bias, gate_w, down;  // up_bias and gate_w may be absent
+};
+// Who computes what: gates, and what `route` makes of them.
+struct ExpertLists {
+  Tensor gates, index, count;  // [N,E] [E,N] [E]
+};
+// Rows of the open (token, expert) pairs alone: those of an expert's tokens in the order of its list, G wide,
+// expert after expert, row i of expert e being row count[0] + .. + count[e-1] + i. Each has room for all, [N,F].
+struct PackedRows {
+  Tensor up, gate,
+      act;  // x . up + up_bias;  x . gate_w, where there is one;  act(up), or act(gate) * up
+};
+
 struct Ops {
   // Returns when all that was enqueued is done: the host may then read and write tensors. Every
   // other entry may return before its work is done, but takes tokens, targets and numbers at once.
@@ -158,6 +173,15 @@ struct Ops {
   // out,x[N,D] up,gate_w,down[F,D] up_bias[F] known[N,F]
   void (*ffn_gathered)(Ctx&, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
                        Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
+  // Gathered training. Both entries are null where a backend has no such kernels, else neither.
+  // Forward: out as of ffn_gathered without `known`; writes what its backward pass reads to kept.
+  // Sums over experts run in the order of experts.                                      out,x[N,D]
+  void (*ffn_train)(Ctx&, Tensor out, PackedRows kept, Tensor x, ExpertLists, FfnWeights, Act);
+  // Backward, gates being constants: dx += ..., and d += ... of every matrix that is there, an expert's
+  // summed over its own tokens, ascending. Gradients and rows of an expert without tokens are not touched.
+  // Overwrites rows of dkept with the gradients by kept.up and kept.gate.              dx,dout[N,D]
+  void (*ffn_train_backward_add)(Ctx&, Tensor dx, FfnWeights d, PackedRows dkept, Tensor dout,
+                                 PackedRows kept, Tensor x, ExpertLists, FfnWeights, Act);
 
   // Adds weight * mean over n of (sum |a|)^2 / sum a^2 (Hoyer's sparsity, squared) to the gradient:
   // da += ...; sum[1] (f64) = the mean. Rows of zeros count as 1.                      da,a[N,F]

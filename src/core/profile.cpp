@@ -58,7 +58,7 @@ Profiled profiled(const Backend& inner) {
              .clock = std::make_shared<ProfileCtx>()};
   p.clock->inner = inner;
   visit_ops([&]<auto kEntry>(const char* name) {
-    p.backend.ops.*kEntry = Timed<kEntry, decltype(kEntry)>::call;
+    if (inner.ops.*kEntry) p.backend.ops.*kEntry = Timed<kEntry, decltype(kEntry)>::call;
     p.clock->times.push_back({.name = name});
   });
   p.backend.ctx = p.clock;

@@ -46,6 +46,8 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::gate_loss_add>("gate_loss_add");
   f.template operator()<&Ops::route>("route");
   f.template operator()<&Ops::ffn_gathered>("ffn_gathered");
+  f.template operator()<&Ops::ffn_train>("ffn_train");
+  f.template operator()<&Ops::ffn_train_backward_add>("ffn_train_backward_add");
   f.template operator()<&Ops::hoyer_add>("hoyer_add");
   f.template operator()<&Ops::keep_large>("keep_large");
   f.template operator()<&Ops::gemm_sparse>("gemm_sparse");

@@ -18,6 +18,10 @@ struct KnobRow {
 // Defaults overlaid with `set`. Throws Error on an unknown name, listing the known ones.
 Knobs resolve_knobs(std::string_view method, std::span<const KnobRow> rows, const Knobs& set);
 
+// Those that tell fits apart, for names of caches: `exec` is no part of one where it is masked, which is how all
+// fits were trained before there was a choice.
+Knobs telling(Knobs);
+
 // Checked reads; the Error names the knob and what it wants.
 double get_number(const Knobs&, const std::string& name, double low, double high);
 double get_active(const Knobs&);  // "active": above 0 and at most 1
@@ -35,6 +39,11 @@ inline constexpr KnobRow kTrainingKnobs[] = {
      "share of the task loss that is KL to the prediction of the dense model that the method "
      "starts "
      "from; a third more work a step, which is counted"},
+    {"exec", "masked",
+     "how steps under hard gates and frozen routers compute the FFN: masked, all experts and then "
+     "zeros; gathered, each expert over its own tokens alone, where the backend can; measured: "
+     "takes turns in the first twelve of them and goes on as the faster, which another machine may "
+     "choose differently. The two agree to rounding only; other steps are masked"},
 };
 
 }  // namespace lte

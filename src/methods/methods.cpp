@@ -63,6 +63,18 @@ FitInput altered(const FitInput& in, const Params& dense, uint64_t seed) {
 FitInput with_dense(const FitInput& in, const Params& p) { return altered(in, p, in.seed); }
 FitInput with_seed(const FitInput& in, uint64_t seed) { return altered(in, in.dense, seed); }
 
+namespace {
+
+TrainExec train_exec(const Knobs& k) {
+  static constexpr const char* kNames[] = {"masked", "gathered", "measured"};
+  const std::string name = get_choice(k, "exec", kNames);
+  return name == "masked"     ? TrainExec::masked
+         : name == "gathered" ? TrainExec::gathered
+                              : TrainExec::measured;
+}
+
+}  // namespace
+
 TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   TrainSpec s;
   s.steps = steps;
@@ -75,6 +87,7 @@ TrainSpec training(const FitInput& in, const Knobs& k, int64_t steps) {
   s.lr = get_number(k, "lr", 0, 10);
   s.clip = get_number(k, "clip", 0, 1e9);
   s.decay = get_number(k, "decay", 0, 10);
+  s.exec = train_exec(k);
   s.terms.distill = get_number(k, "distill", 0, 1);
   if (s.terms.distill > 0) s.teacher = &in.dense;
   s.seed = in.seed;

@@ -74,23 +74,20 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   op.gemm_add(*p.be.ctx, normed ? p.dnorm : p.dx, dgates, false, w.router_w, false);
 }
 
-void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
-                  const LayerState& s, Tensor sums, size_t layers) {
+// p.dnorm and the gradients of a layer's matrices, by p.dx, and of the gates where there are some.
+void masked_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
+                     const LayerState& s, Tensor dact, Tensor dup, Tensor dgates, Tensor hoyer,
+                     size_t layers) {
   const Ops& op = p.be.ops;
-  LTE_CHECK(plan.in_cut < 0, "backward: sparse inputs are not trained under");
   const bool routed = plan.router != RouterKind::none;
-  Tensor dact = s.act, dup = s.act, dgates = s.gates;
-  dact.data = p.g.dact.data, dup.data = p.g.dup.data, dgates.data = p.g.dgates.data;
   op.gemm(*p.be.ctx, dact, p.dx, false, w.down_w, true);
   linear_backward_add(p, d.down_w, {}, routed ? s.hidden : s.act, p.dx);
-  if (d.down_b) op.bias_backward_add(*p.be.ctx, d.down_b, p.dx);
   if (routed) {
     op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
                               p.run.gate == Gate::soft ? s.scores : s.gates);
   }
   if (p.terms.hoyer > 0) {
-    op.hoyer_add(*p.be.ctx, dact, part_of(sums, 6, 1), s.act,
-                 p.terms.hoyer / static_cast<double>(layers));
+    op.hoyer_add(*p.be.ctx, dact, hoyer, s.act, p.terms.hoyer / static_cast<double>(layers));
   }
   if (p.c.gated) {
     op.activate_backward(*p.be.ctx, dact, dup, dact, s.gate, s.up, p.c.act);
@@ -103,6 +100,24 @@ void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const Ffn
     op.gemm(*p.be.ctx, p.dnorm, dact, false, w.up_w, false);
     linear_backward_add(p, d.up_w, d.up_b, dact, s.norm2);
   }
+}
+
+void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const FfnPlan& plan,
+                  const LayerState& s, Tensor sums, size_t layers) {
+  const Ops& op = p.be.ops;
+  LTE_CHECK(plan.in_cut < 0, "backward: sparse inputs are not trained under");
+  const bool routed = plan.router != RouterKind::none;
+  Tensor dact = s.act, dup = s.act, dgates = s.gates;
+  dact.data = p.g.dact.data, dup.data = p.g.dup.data, dgates.data = p.g.dgates.data;
+  if (p.run.exec == Exec::trained && trains_gathered(plan)) {
+    const PackedRows work{.up = dup, .gate = p.c.gated ? dact : Tensor{}, .act = {}};
+    op.fill(*p.be.ctx, p.dnorm, 0);
+    op.ffn_train_backward_add(*p.be.ctx, p.dnorm, ffn_weights(d), work, p.dx, packed_rows(s),
+                              s.norm2, expert_lists(s), ffn_weights(w), p.c.act);
+  } else {
+    masked_backward(p, w, d, plan, s, dact, dup, dgates, part_of(sums, 6, 1), layers);
+  }
+  if (d.down_b) op.bias_backward_add(*p.be.ctx, d.down_b, p.dx);
   if (routed) router_backward(p, w, d, plan, s, dgates, sums, layers);
   op.norm_backward_add(*p.be.ctx, p.dx, d.norm2_w, d.norm2_b, p.dnorm, s.stats2, s.mid, w.norm2_w);
 }
@@ -129,8 +144,10 @@ void attention_backward(Pass& p, const LayerParams& w, const LayerParams& d, con
 void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Tensor targets,
               Chunk chunk, Run run, const LossTerms& terms, double weight, Tensor teacher,
               State& state, Gradients& g) {
-  LTE_CHECK(state.keep == Keep::all_layers && run.exec == Exec::masked && chunk.pos == 0,
+  LTE_CHECK(state.keep == Keep::all_layers && run.exec != Exec::gathered && chunk.pos == 0,
             "backward: wants a masked forward over whole prompts that kept all layers");
+  LTE_CHECK(run.exec == Exec::masked || can_train_gathered(be, plan, run.gate, terms),
+            "backward: these gates or terms cannot be trained gathered");
   check_routers(plan, run, terms);
   const Ops& op = be.ops;
   const int64_t N = chunk.B * chunk.T;

@@ -1,6 +1,8 @@
 // Pre-norm decoder: x += attention(norm(x)); x += ffn(norm(x)); logits = norm(x) head'.
 #include "model/forward.h"
 
+#include <algorithm>
+
 #include "core/rng.h"
 #include "model/rows.h"
 
@@ -56,13 +58,14 @@ void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
     be.ops.scale_experts(*be.ctx, s.gates, s.gates, s.scores);  // experts of one "neuron", the gate
   }
   if (plan.squash == Squash::kept_softmax) be.ops.gate_softmax(*be.ctx, s.gates, s.scores);
-  if (run.exec == Exec::gathered) be.ops.route(*be.ctx, s.index, s.count, s.gates);
+  if (run.exec == Exec::gathered || (run.exec == Exec::trained && trains_gathered(plan)))
+    be.ops.route(*be.ctx, s.index, s.count, s.gates);
 }
 
 // out = x w' [+ b] for the FFN's input x, or with sparse inputs for what is large of it.
 void from_input(Backend& be, Tensor out, const FfnPlan& plan, Run run, const LayerState& s,
                 const Tensor& w, const Tensor& w_t, const Tensor& b) {
-  if (plan.in_cut < 0 || run.exec == Exec::masked) {
+  if (plan.in_cut < 0 || run.exec != Exec::gathered) {
     linear(be, out, plan.in_cut < 0 ? s.norm2 : s.large, w, b);
     return;
   }
@@ -114,6 +117,17 @@ void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, co
 
 }  // namespace
 
+bool trains_gathered(const FfnPlan& f) {
+  return (f.router == RouterKind::linear || f.router == RouterKind::two_layer) && f.in_cut < 0 &&
+         f.squash != Squash::kept_softmax;
+}
+
+bool can_train_gathered(const Backend& be, const Plan& plan, Gate gate, const LossTerms& terms) {
+  return be.ops.ffn_train && gate == Gate::hard && !terms.train_routers &&
+         !terms.straight_through && terms.hoyer == 0 &&
+         std::any_of(plan.layer.begin(), plan.layer.end(), trains_gathered);
+}
+
 void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                Run run, LayerState& s, bool looked_ahead) {
   const Ops& op = be.ops;
@@ -127,6 +141,9 @@ void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const Ff
     if (routed && run.exec == Exec::gathered) {
       op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
                       w.gate_w, w.down_w, c.act);
+    } else if (run.exec == Exec::trained && trains_gathered(plan)) {
+      op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w),
+                   c.act);
     } else {
       dense_act(be, c, w, plan, run, s);
       masked_ffn(be, w, plan, run, s);
@@ -139,6 +156,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
              State& state) {
   LTE_CHECK(run.gate == Gate::hard || run.exec == Exec::masked,
             "forward: soft gates cannot be gathered");
+  LTE_CHECK(run.exec != Exec::trained || be.ops.ffn_train,
+            "forward: the backend has no kernels for gathered training");
   for (const FfnPlan& f : plan.layer) {
     const bool soft = f.router == RouterKind::none ||
                       (f.router == RouterKind::linear && f.squash != Squash::kept_softmax);

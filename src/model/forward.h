@@ -7,8 +7,10 @@
 
 namespace lte {
 
-enum class Gate : uint8_t { soft, hard };        // soft: scores scale their experts; hard: 0 or 1
-enum class Exec : uint8_t { masked, gathered };  // compute all and zero, or skip
+enum class Gate : uint8_t { soft, hard };  // soft: scores scale their experts; hard: 0 or 1
+// masked: compute all and zero; gathered: skip; trained: skip, and keep what the backward pass reads, in layers
+// whose gates are inputs to it (trains_gathered), the others being masked.
+enum class Exec : uint8_t { masked, gathered, trained };
 enum class Keep : uint8_t { one_layer, all_layers };
 
 struct Run {
@@ -20,15 +22,16 @@ struct Run {
 
 // Activations of one layer; N = B T rows.
 struct LayerState {
-  Tensor x;                      // [N,D] input of the layer, the residual stream
-  Tensor norm1, stats1;          // [N,D] [N,2]
-  Tensor qkv, probs, attended;   // [N,(H+2K)C] [B,H,T,T] or [B,H,T] (all_layers only) [N,HC]
-  Tensor mid;                    // [N,D] residual after attention
-  Tensor norm2, stats2;          // [N,D] [N,2]
-  Tensor up, gate, act, hidden;  // [N,F] hidden is act after the gates
-  Tensor delta;                  // [N,D] what attention, then the FFN, adds
-  Tensor unit;                   // [N,D] what routers read
-  Tensor large;                  // [N,D] the FFN's input without what is small
+  Tensor x;                     // [N,D] input of the layer, the residual stream
+  Tensor norm1, stats1;         // [N,D] [N,2]
+  Tensor qkv, probs, attended;  // [N,(H+2K)C] [B,H,T,T] or [B,H,T] (all_layers only) [N,HC]
+  Tensor mid;                   // [N,D] residual after attention
+  Tensor norm2, stats2;         // [N,D] [N,2]
+  Tensor up, gate, act,
+      hidden;    // [N,F] hidden is act after the gates; trained: PackedRows, no hidden
+  Tensor delta;  // [N,D] what attention, then the FFN, adds
+  Tensor unit;   // [N,D] what routers read
+  Tensor large;  // [N,D] the FFN's input without what is small
   // Not overwritten by the next layer, whatever Keep says:
   Tensor scores, gates, index, count;  // [N,E] [N,E] [E,N] [E]
   Tensor inner;                        // [N,R] hidden units of a router, which may look ahead
@@ -69,6 +72,13 @@ struct LossTerms {
   double hoyer = 0;    // weight of Hoyer's squared sparsity of the activations, mean over layers
   double distill = 0;  // task loss = (1 - distill) cross-entropy + distill KL(teacher || model)
 };
+// Whether a layer with such a plan runs gathered under Exec::trained: a router chooses, whose scores do not weigh
+// what is chosen but for constants.
+bool trains_gathered(const FfnPlan&);
+// Whether that is so for any layer, the backend has the kernels, and nothing reaches the routers or wants the
+// activations of closed experts.
+bool can_train_gathered(const Backend&, const Plan&, Gate, const LossTerms&);
+
 // Sums over tokens and experts, by layer: see Ops::gate_loss_add.
 struct GateSums {
   double square = 0, separation = 0, above = 0;
@@ -89,8 +99,8 @@ Gradients make_gradients(const Params&, const Plan&, const State&);
 // What the last backward summed in that layer, once the backend has finished.
 GateSums gate_sums(const Gradients&, size_t layer);
 
-// Adds the gradient of  weight * sum(task losses) + regularisers  to grads.d, after a masked
-// forward over whole prompts with Keep::all_layers. losses of the state are written. targets < 0 do
+// Adds the gradient of  weight * sum(task losses) + regularisers  to grads.d, after a masked forward over
+// whole prompts with Keep::all_layers, or a trained one where can_train_gathered. losses of the state are written. targets < 0 do
 // not count. teacher[N,V], the logits to distil from, may be absent. Throws Error where a gradient by
 // routers is wanted that is not known: they must be linear and read the layer's own input as it is,
 // and the scores of kept_softmax cannot be regularised.

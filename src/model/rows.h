@@ -19,4 +19,13 @@ inline LayerState rows_of(const LayerState& full, Chunk chunk) {
   return s;
 }
 
+// A layer's operands as gathered training takes them.
+inline ExpertLists expert_lists(const LayerState& s) { return {s.gates, s.index, s.count}; }
+inline FfnWeights ffn_weights(const LayerParams& w) {
+  return {.up = w.up_w, .up_bias = w.up_b, .gate_w = w.gate_w, .down = w.down_w};
+}
+inline PackedRows packed_rows(const LayerState& s) {
+  return {.up = s.up, .gate = s.gate, .act = s.act};
+}
+
 }  // namespace lte

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <numbers>
@@ -62,6 +63,28 @@ struct Probe {
   }
 };
 
+// How the steps of a stage are run: as wanted, or as was faster.
+struct ExecChoice {
+  TrainExec wanted;
+  std::vector<double> masked = {}, gathered = {};  // seconds of measured steps
+  double gain = 0;
+
+  Exec next(bool able) const {
+    if (!able || wanted == TrainExec::masked) return Exec::masked;
+    const bool faster = gain > 0 ? gain > 1 : gathered.size() < masked.size();
+    return wanted == TrainExec::gathered || faster ? Exec::trained : Exec::masked;
+  }
+  void took(Exec exec, double seconds) {
+    (exec == Exec::trained ? gathered : masked).push_back(seconds);
+    if (gathered.size() > kMeasuredSteps) gain = middle(masked) / middle(gathered);
+  }
+  static double middle(std::vector<double> seconds) {  // without the first
+    const auto half = seconds.begin() + 1 + static_cast<int64_t>(seconds.size() - 1) / 2;
+    std::nth_element(seconds.begin() + 1, half, seconds.end());
+    return *half;
+  }
+};
+
 // What one step needs beside the parameters; made once a stage.
 struct Stage {
   Backend& be;
@@ -99,7 +122,7 @@ struct Stage {
   void gradients(int64_t counted, LossTerms terms, StepLog& log) {
     const uint64_t draw_seed =
         hash64(spec.seed, 0x2015e, spec.first + static_cast<uint64_t>(log.step));
-    const Run run{.gate = spec.gate, .exec = Exec::masked, .noise = spec.noise, .seed = draw_seed};
+    const Run run{.gate = spec.gate, .exec = log.exec, .noise = spec.noise, .seed = draw_seed};
     terms.eta /= spec.accum, terms.lambda /= spec.accum, terms.hoyer /= spec.accum;
     be.ops.fill(*be.ctx, grads.d.flat(), 0);
     double loss = 0, experts = 0, square = 0, separation = 0, above = 0;
@@ -225,6 +248,7 @@ void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
   if (hooks.restore) hooks.restore(position);
   Probe probe(params, plan, probe_set, static_cast<int>(stage.chunk.T));
   probe.crossings(be, params, plan, spec.gate, spec.terms.tau);
+  ExecChoice choice{.wanted = spec.exec};
   auto saved = Clock::now();
   while (step < spec.steps) {
     const auto start = Clock::now();
@@ -239,7 +263,13 @@ void train(Backend& be, Params& params, const Plan& plan, const TokenSet& set,
     }
     const int64_t counted = stage.draw(step);
     LTE_CHECK(counted > 0, "training: a batch has no scored token");
+    const bool able = can_train_gathered(be, plan, spec.gate, terms);
+    log.exec = choice.next(able);
+    const auto begun = Clock::now();
     stage.gradients(counted, terms, log);
+    const bool measures = able && spec.exec == TrainExec::measured && choice.gain == 0;
+    if (measures) choice.took(log.exec, seconds_since(begun));
+    log.gathered_gain = choice.gain;
     log.grad_norm = adamw_step(be, params, stage.grads, m, v, spec, step, terms.train_routers);
     be.finish();
     log.crossings = probe.crossings(be, params, plan, spec.gate, terms.tau);

@@ -8,6 +8,11 @@
 
 namespace lte {
 
+// How steps compute the FFN where can_train_gathered; the others are masked. measured: masked and gathered take
+// turns, kMeasuredSteps each after one to warm up, and the faster by the median of forward and backward stays.
+enum class TrainExec : uint8_t { masked, gathered, measured };
+constexpr size_t kMeasuredSteps = 5;
+
 struct TrainSpec {
   int64_t steps = 0;
   int batch = 32, seq = 128, accum = 1;  // sequences of a micro-batch, their length, micro-batches
@@ -17,6 +22,7 @@ struct TrainSpec {
   uint64_t seed = 0;   // of the batches
   uint64_t first = 0;  // number of the first batch: stages that follow each other draw new ones
   Gate gate = Gate::hard;
+  TrainExec exec = TrainExec::masked;
   LossTerms terms = {};
   double sep_ramp = 0;  // share of the steps over which lambda grows from 0 to terms.lambda
   double eta_ramp = 0;  // the same for eta
@@ -37,6 +43,9 @@ struct StepLog {
   double active = 1;                        // share of (token, expert) with score > tau
   double crossings = 0;  // share of the probe's (token, expert) that changed sides in this step
   double eta = 0, lambda = 0, lr = 0, grad_norm = 0, tokens_per_s = 0, seconds = 0;
+  Exec exec = Exec::masked;  // of this step: masked or trained
+  double gathered_gain =
+      0;  // measured: seconds of a masked step over those of a gathered one; 0 until known
 };
 
 // All that a stage needs to go on where it stopped.
@@ -57,7 +66,7 @@ struct TrainHooks {
 
 // Trains `params` in place. Batches come from `train`; `probe` (may be empty) is where crossings
 // are counted. Two calls with the same arguments give the same bits, also when one was stopped and
-// resumed. Throws Error where the loss is not finite.
+// resumed, but for TrainExec::measured. Throws Error where the loss is not finite.
 void train(Backend&, Params& params, const Plan&, const TokenSet& train, const TokenSet& probe,
            const TrainSpec&, const TrainHooks&);
 
