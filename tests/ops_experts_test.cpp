@@ -282,6 +282,27 @@ TEST_P(ExpertsTest, LargeLogitsStayFinite) {
   expect_close(d, Values{p, -p, 0}, tol(3, 1), "dlogits");
 }
 
+// One logit that is not a number spoils its row, and no other.
+TEST_P(ExpertsTest, ALogitThatIsNoNumberGivesALossThatIsNone) {
+  for (const auto [N, V] : kSizes) {
+    for (int64_t v : {int64_t{0}, V / 2, V - 1}) {
+      const Tensor z = normal({N, V}), y = normal({N, V}), loss = blank({N}), d = blank({N, V});
+      const Tensor targets = s.ints(N, V, rng), add = normal({N, V});
+      put(z, v, NAN);
+      if (N > 2) put(y, 2 * V + v, NAN);
+      const auto expect = [&](const Tensor& t, int64_t row, int64_t cols, bool number) {
+        for (int64_t i = row * cols; i < (row + 1) * cols; ++i)
+          EXPECT_EQ(!std::isnan(at(t, i)), number) << N << " x " << V << ", NaN at " << v;
+      };
+      run({loss, d}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, 0.5); });
+      run({add}, [&](const Ops& o, Ctx& c) { o.distill_add(c, add, z, y, targets, 0.5); });
+      for (int64_t n = 0; n < N; ++n) {
+        expect(loss, n, 1, n != 0), expect(d, n, V, n != 0), expect(add, n, V, n != 0 && n != 2);
+      }
+    }
+  }
+}
+
 TEST_P(ExpertsTest, AdamW) {
   for (const auto [N, M] : kSizes) {
     for (int64_t step : {1, 2, 100}) {
