@@ -37,6 +37,19 @@ TEST(Late, RunsOnlyWhenWaitedForAndSeesItsOwnMemoryOnly) {
   EXPECT_THROW(be.ops.fill(*be.ctx, host.blank(DType::f32, {4}), 0), Error);
 }
 
+TEST(Late, ProfiledOperationsAreDoneWhenTheirClockStops) {
+  const Profiled timed = profiled(open_late());
+  const Backend& be = timed.backend;
+  Tensor t = shape(DType::f32, {4});
+  Arena memory{.where = be.memory};
+  memory.reserve(Arena::padded(t.bytes()));
+  memory.carve(t);
+  be.ops.fill(*be.ctx, t, 3);
+  EXPECT_EQ(t.as<float>()[2], 3);
+  EXPECT_EQ(late_touches(), 0);
+  EXPECT_FALSE(be.ops.keeps_row_sums(*be.ctx)) << "what returns a value returns it";
+}
+
 class LateFit : public ::testing::TestWithParam<const Method*> {};
 
 TEST_P(LateFit, TrainsScoresAndGeneratesTheSameBits) {
