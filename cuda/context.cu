@@ -16,16 +16,26 @@ constexpr std::string_view kName = "cuda";
 // Managed memory, so that the host code of trainer, scorer and methods reads the same tensors. It is
 // brought to the device at once, and comes back there page by page after the host has touched it.
 void* make_managed(size_t bytes) {
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  LTE_CHECK(bytes <= total, std::to_string(bytes) + " bytes were asked for, and the GPU has " +
+                                std::to_string(total) +
+                                ": beyond that, every use would move pages to and from the host");
   void* block = nullptr;
   if (cudaMallocManaged(&block, bytes) != cudaSuccess) {
     cudaGetLastError();
     return nullptr;
   }
 #ifndef LTE_SIMT
+#if CUDART_VERSION >= 13000
   cudaMemLocation device{};
   device.type = cudaMemLocationTypeDevice, device.id = 0;
   cudaMemAdvise(block, bytes, cudaMemAdviseSetPreferredLocation, device);
   cudaMemPrefetchAsync(block, bytes, device, 0, nullptr);
+#else
+  cudaMemAdvise(block, bytes, cudaMemAdviseSetPreferredLocation, 0);
+  cudaMemPrefetchAsync(block, bytes, 0, nullptr);
+#endif
   cudaGetLastError();  // advice that is not taken is no error
 #endif
   check_cuda(cudaMemset(block, 0, bytes), "cudaMemset");

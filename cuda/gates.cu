@@ -138,7 +138,7 @@ __global__ void gate_softmax_kernel(T* gates, const T* scores, int64_t E) {
   }
   sum = block_sum(sum);
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) {
-    if (g[e] != T(0)) g[e] = sum > T(0) ? exp_of(s[e] - top) / sum : T(0);
+    if (g[e] != T(0)) g[e] = exp_of(s[e] - top) / sum;  // of a row with one open: 1 or more, or NaN
   }
 }
 void gate_softmax(Ctx& ctx, Tensor gates, Tensor scores) {

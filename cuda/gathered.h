@@ -9,16 +9,16 @@ namespace lte {
 
 template <class T, class W>
 struct Gathered {
-  const T *x, *gates, *known;             // [N,D] [N,E] [N,F] or null
-  const int32_t *index, *count;           // [E,N] [E]
-  const W *up, *up_bias, *gate_w, *down;  // [F,D] [F] [F,D] [F,D]; all but down may be null
+  const T *x, *gates, *known, *up_bias;  // [N,D] [N,E] [N,F] [F]; the last two may be null
+  const int32_t *index, *count;          // [E,N] [E]
+  const W *up, *gate_w, *down;           // [F,D] each; all but down may be null
   Act act;
   int64_t N, D, E, G;
   bool vector;  // rows can be read in pieces of 16 bytes
 
   // h of one neuron j and token n before the gate, from its two dot products.
   __device__ T hidden(int64_t n, int64_t j, T u, T g) const {
-    if (up && up_bias) u += to_float(up_bias[j]);
+    if (up && up_bias) u += up_bias[j];
     if (known) return up ? u * known[n * E * G + j] : known[n * E * G + j];
     return gate_w ? act_value(act, g) * u : act_value(act, u);
   }

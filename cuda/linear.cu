@@ -74,8 +74,9 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
     const bool vector =
         p.inner % Pack<bf16>::kSize == 0 && reinterpret_cast<uintptr_t>(b.data) % 16 == 0;
-    launch(few_rows_kernel<float, bf16, kAdd>, grid_for(p.cols, 8), 256, 0, c.stream,
-           ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
+    const auto blocks = static_cast<unsigned>(pieces(p.cols, 8));
+    launch(few_rows_kernel<float, bf16, kAdd>, blocks, 256, 0, c.stream, ptr<float>(out),
+           ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
     return;
   }
   bf16* x = c.workspace<bf16>(a.size());

@@ -18,7 +18,7 @@ __device__ SoftmaxOf<T> softmax_of(const T* z, int64_t V) {
     sum += z[v] == kLowest<T> ? T(0) : exp_of(z[v] - top);
   }
   const T all = block_max(top);
-  return {all, block_sum(sum > T(0) ? sum * exp_of(top - all) : T(0))};
+  return {all, block_sum(sum == T(0) ? T(0) : sum * exp_of(top - all))};  // NaN stays NaN
 }
 
 template <class T>

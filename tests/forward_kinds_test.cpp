@@ -169,6 +169,42 @@ TEST(SparseInputs, RowsOfSmallInputsAreNotRead) {
   expect_same_bits(again.logits, clean.logits, "poisoned");
 }
 
+// Matrices rounded to bf16 once, and the same numbers as floats, for so few tokens that no backend rounds
+// what it multiplies them with, but for the last product of a dense FFN.
+TEST(Bf16, ModelIsTheRoundedModel) {
+  if (!takes_bf16(kTestBackend)) GTEST_SKIP() << "no weights of bf16 here";
+  for (const char* spec : {kGpt, kLlama}) {
+    for (bool sparse : {true, false}) {
+      const std::string what = std::string(spec) + (sparse ? ", routed" : ", dense");
+      const ModelConfig c = tiny(spec, kVocab);
+      const Plan plan = sparse ? routed(c, 4) : dense_plan(c);
+      Params p = test_params(c, plan);
+      randomise(p, 21);
+      const Params half = to_bf16(p);
+      visit_params(p, [&](Tensor& t, const ParamInfo&) {
+        for (int64_t i = 0; t.rank > 1 && i < t.size(); ++i)
+          t.as<float>()[i] = to_float(to_bf16(t.as<float>()[i]));
+      });
+      Backend be = test_backend(1);
+      Store s;
+      Rng rng{4};
+      constexpr int64_t kFew = 6;
+      const Tensor tokens = s.ints(kFew, kVocab, rng);
+      const lte::Run way{Gate::hard, sparse ? Exec::gathered : Exec::masked};
+      const State want = run_forward(be, p, plan, tokens, 1, way, Keep::one_layer);
+      const double tol = sparse ? rounding(want.logits) : 0.01 * largest(values(want.logits));
+      const State got = run_forward(be, half, plan, tokens, 1, way, Keep::one_layer);
+      expect_close(got.logits, want.logits, tol, what);
+      State step = make_state(half, plan, 1, 1, kFew, Keep::one_layer);
+      for (int64_t t = 0; t < kFew; ++t) {
+        forward(be, half, plan, slice(tokens, t), {1, 1, t}, way, step);
+        be.finish();
+        expect_close(step.logits, values(slice(want.logits, t)), tol, what + ", by token");
+      }
+    }
+  }
+}
+
 TEST(Refusals, PlansThatCannotBe) {
   const ModelConfig gpt = tiny(kGpt, kVocab);
   Plan plan = routed(gpt, 4);

@@ -1,7 +1,10 @@
 // A backend that behaves as a GPU does, on the CPU: its operations run only when they are waited for, and
 // see only memory of their own, tokens and targets excepted. What the host reads or writes too early
-// comes out wrong, and a tensor from elsewhere is an error.
+// comes out wrong and is counted, whatever tensor of that memory it is; one from elsewhere is an error.
 #pragma once
+
+#include <signal.h>
+#include <sys/mman.h>
 
 #include <map>
 
@@ -15,19 +18,68 @@ struct Late : Ctx {
   std::vector<std::function<void()>> queue;
 };
 
-// The blocks that are alive. Memory is two plain functions, so they are known to the test program alone.
-inline std::map<const char*, size_t>& late_blocks() {
-  static std::map<const char*, size_t> blocks;
-  return blocks;
+// The memory: pages of one range of addresses, closed to the host up to `closed` while work is enqueued.
+// Memory is two plain functions, so it is known to the test program alone.
+struct LateMemory {
+  static constexpr size_t kPage = 4096, kRange = size_t{4} << 30;
+  char* base = static_cast<char*>(mmap(nullptr, kRange, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  size_t used = 0, closed = 0;
+  std::map<char*, size_t> blocks = {};         // that are alive
+  std::multimap<size_t, char*> released = {};  // by size
+  bool pending = false;                        // work is enqueued
+  int64_t waits = 0;
+  int touches = 0;  // how often the host touched it while work was enqueued; it is then opened
+
+  // Not at every wait of a long run, which would take minutes: its code is the same again and again.
+  bool closes() const { return waits < 1000 || waits % 31 == 0; }
+  void close() {
+    pending = true;
+    if (!closes()) return;
+    if (closed < used) mprotect(base + closed, used - closed, PROT_NONE);
+    closed = used;
+  }
+  void open() {
+    if (closed > 0) mprotect(base, closed, PROT_READ | PROT_WRITE);
+    closed = 0;
+  }
+};
+inline LateMemory& late_memory() {
+  static LateMemory memory;
+  return memory;
 }
 inline void* late_make(size_t bytes) {
-  void* block = std::calloc(bytes, 1);
-  late_blocks()[static_cast<const char*>(block)] = bytes;
+  LateMemory& m = late_memory();
+  bytes = (bytes + m.kPage - 1) / m.kPage * m.kPage;
+  const auto old = m.pending ? m.released.end() : m.released.find(bytes);
+  char* block = m.base + m.used;
+  if (old != m.released.end()) {
+    block = old->second;
+    std::memset(block, 0, bytes);
+    m.released.erase(old);
+  } else {
+    if (m.base == MAP_FAILED || m.used + bytes > m.kRange) return nullptr;
+    m.used += bytes;
+  }
+  m.blocks[block] = bytes;
   return block;
 }
 inline void late_release(void* block) {
-  late_blocks().erase(static_cast<const char*>(block));
-  std::free(block);
+  LateMemory& m = late_memory();
+  const auto found = m.blocks.find(static_cast<char*>(block));
+  m.released.emplace(found->second, found->first);
+  m.blocks.erase(found);
+}
+inline int& late_touches() { return late_memory().touches; }
+inline void late_fault(int signal_number, siginfo_t* info, void*) {
+  LateMemory& m = late_memory();
+  const auto* at = static_cast<const char*>(info->si_addr);
+  if (at >= m.base && at < m.base + m.closed) {
+    ++m.touches;
+    m.open();
+  } else {
+    signal(signal_number, SIG_DFL);  // not ours: comes again
+  }
 }
 
 template <class T>
@@ -36,10 +88,11 @@ T checked(T value) {
 }
 inline Tensor checked(Tensor t) {
   if (!t) return t;
-  const char* at = static_cast<const char*>(t.data);
-  const auto next = late_blocks().upper_bound(at);
-  const bool known = next != late_blocks().begin() &&
-                     at + t.bytes() <= std::prev(next)->first + std::prev(next)->second;
+  char* at = static_cast<char*>(t.data);
+  const auto& blocks = late_memory().blocks;
+  const auto next = blocks.upper_bound(at);
+  const bool known =
+      next != blocks.begin() && at + t.bytes() <= std::prev(next)->first + std::prev(next)->second;
   LTE_CHECK(known, "a tensor does not lie in the backend's memory");
   return t;
 }
@@ -51,14 +104,19 @@ inline ExpertLists checked(ExpertLists l) {
 }
 inline PackedRows checked(PackedRows r) { return {checked(r.up), checked(r.gate), checked(r.act)}; }
 
+inline void late_enqueue(Late& late, std::function<void()> work) {
+  late.queue.push_back(std::move(work));
+  late_memory().close();
+}
+
 template <auto kEntry>
 struct Later;
 template <class... A, void (*Ops::*kEntry)(Ctx&, A...)>
 struct Later<kEntry> {
   static void call(Ctx& ctx, A... a) {
     auto& late = static_cast<Late&>(ctx);
-    late.queue.push_back(
-        [&late, ... v = checked(a)] { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); });
+    late_enqueue(late,
+                 [&late, ... v = checked(a)] { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); });
   }
 };
 // The same where argument number kList is a list of the host, which is copied at once.
@@ -71,7 +129,7 @@ struct LaterListed<kEntry, kList> {
     std::tuple<A...> all(a...);
     const Tensor list = std::get<kList>(all);
     std::string copy = bits(list);
-    late.queue.push_back([&late, all, copy]() mutable {
+    late_enqueue(late, [&late, all, copy]() mutable {
       std::get<kList>(all).data = copy.data();
       std::apply([&](A... v) { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); }, all);
     });
@@ -80,11 +138,19 @@ struct LaterListed<kEntry, kList> {
 
 inline void late_finish(Ctx& ctx) {
   auto& late = static_cast<Late&>(ctx);
+  late_memory().open();
   for (const auto& work : late.queue) work();
   late.queue.clear();
+  late_memory().pending = false, ++late_memory().waits;
 }
 
 inline Backend open_late() {
+  struct sigaction on_fault = {};
+  on_fault.sa_sigaction = late_fault, on_fault.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &on_fault, nullptr);
+  sigaction(SIGBUS, &on_fault, nullptr);
+  late_memory().open();
+  late_memory().pending = false, late_touches() = 0, late_memory().waits = 0;
   Backend b{.name = "late", .ops = {}, .ctx = std::make_shared<Late>(), .memory = {}};
   b.memory = {late_make, late_release};
   visit_ops([&]<auto kEntry>(const char*) {

@@ -22,12 +22,32 @@ TEST(Late, RunsOnlyWhenWaitedForAndSeesItsOwnMemoryOnly) {
   Arena memory{.where = be.memory};
   memory.reserve(Arena::padded(t.bytes()));
   memory.carve(t);
+  t.as<float>()[0] = 1;
+  EXPECT_EQ(late_touches(), 0) << "nothing is enqueued";
   be.ops.fill(*be.ctx, t, 3);
   EXPECT_EQ(t.as<float>()[2], 0);
+  EXPECT_EQ(late_touches(), 1) << "read too early";
+  be.ops.fill(*be.ctx, t, 4);
+  t.as<float>()[1] = 2;
+  EXPECT_EQ(late_touches(), 2) << "written too early";
   be.finish();
-  EXPECT_EQ(t.as<float>()[2], 3);
+  EXPECT_EQ(t.as<float>()[2], 4);
+  EXPECT_EQ(late_touches(), 2);
   Store host;
   EXPECT_THROW(be.ops.fill(*be.ctx, host.blank(DType::f32, {4}), 0), Error);
+}
+
+TEST(Late, ProfiledOperationsAreDoneWhenTheirClockStops) {
+  const Profiled timed = profiled(open_late());
+  const Backend& be = timed.backend;
+  Tensor t = shape(DType::f32, {4});
+  Arena memory{.where = be.memory};
+  memory.reserve(Arena::padded(t.bytes()));
+  memory.carve(t);
+  be.ops.fill(*be.ctx, t, 3);
+  EXPECT_EQ(t.as<float>()[2], 3);
+  EXPECT_EQ(late_touches(), 0);
+  EXPECT_FALSE(be.ops.keeps_row_sums(*be.ctx)) << "what returns a value returns it";
 }
 
 class LateFit : public ::testing::TestWithParam<const Method*> {};
@@ -54,6 +74,7 @@ TEST_P(LateFit, TrainsScoresAndGeneratesTheSameBits) {
   for (const Knobs& k : cases) {
     const Fitted a = cpu.run(m.name, k), b = late.run(m.name, k);
     late.be.finish();
+    EXPECT_EQ(late_touches(), 0) << "the host touched tensors before their work was done";
     expect_same_bits(a.params.flat(), b.params.flat(), "parameters");
     ASSERT_EQ(a.predictors.size(), b.predictors.size());
     for (size_t i = 0; i < a.predictors.size(); ++i)

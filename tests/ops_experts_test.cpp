@@ -200,6 +200,42 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
   }
 }
 
+// Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats.
+TEST_P(ExpertsTest, GatheredWithMatricesOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  struct {
+    int64_t D, E, G;
+  } const shapes[] = {{5, 3, 1}, {16, 9, 4}, {264, 6, 3}, {40, 7, 16}};
+  for (int64_t N : {1, 3, 16, 17}) {
+    for (const auto& [D, E, G] : shapes) {
+      for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
+        SCOPED_TRACE(fmt::format("N {} D {} E {} G {} kind {}", N, D, E, G, kind));
+        const int64_t F = E * G;
+        const double std = 1 / std::sqrt(static_cast<double>(D));
+        const Tensor x = normal({N, D}), up = normal({F, D}, std), down = normal({F, D}, 0.5);
+        const Tensor gate_w = kind == 0 ? normal({F, D}, std) : Tensor{};
+        const Tensor bias = kind == 1 ? normal({F}, 3) : Tensor{};
+        const Tensor hup = s.half(up), hdown = s.half(down);
+        const Tensor hgate = gate_w ? s.half(gate_w) : Tensor{};
+        const Tensor gates = make_gates(Open::random, N, E, true);
+        const Tensor out = blank({N, D}), want = blank({N, D});
+        const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
+        Backend& be = backends[0];
+        const Act act = kind == 0 ? Act::silu : Act::gelu_tanh;
+        be.ops.route(*be.ctx, index, count, gates);
+        be.ops.ffn_gathered(*be.ctx, want, x, gates, index, count, {}, up, bias, gate_w, down, act);
+        be.finish();
+        run({out}, [&](const Ops& o, Ctx& c) {
+          o.ffn_gathered(c, out, x, gates, index, count, {}, hup, bias, hgate, hdown, act);
+        });
+        expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
+                     "bf16 against f32");
+        s.blocks.clear();
+      }
+    }
+  }
+}
+
 TEST_P(ExpertsTest, CrossEntropyAndDistillation) {
   for (const auto [N, V] : kSizes) {
     const Tensor z = normal({N, V}, 3), y = normal({N, V}, 3), loss = blank({N}), d = blank({N, V});
@@ -244,6 +280,27 @@ TEST_P(ExpertsTest, LargeLogitsStayFinite) {
   const double p = 1 / (1 + std::exp(-1.0));
   expect_close(loss, Values{std::log1p(std::exp(1.0))}, tol(1, 1000), "loss");
   expect_close(d, Values{p, -p, 0}, tol(3, 1), "dlogits");
+}
+
+// One logit that is not a number spoils its row, and no other.
+TEST_P(ExpertsTest, ALogitThatIsNoNumberGivesALossThatIsNone) {
+  for (const auto [N, V] : kSizes) {
+    for (int64_t v : {int64_t{0}, V / 2, V - 1}) {
+      const Tensor z = normal({N, V}), y = normal({N, V}), loss = blank({N}), d = blank({N, V});
+      const Tensor targets = s.ints(N, V, rng), add = normal({N, V});
+      put(z, v, NAN);
+      if (N > 2) put(y, 2 * V + v, NAN);
+      const auto expect = [&](const Tensor& t, int64_t row, int64_t cols, bool number) {
+        for (int64_t i = row * cols; i < (row + 1) * cols; ++i)
+          EXPECT_EQ(!std::isnan(at(t, i)), number) << N << " x " << V << ", NaN at " << v;
+      };
+      run({loss, d}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, 0.5); });
+      run({add}, [&](const Ops& o, Ctx& c) { o.distill_add(c, add, z, y, targets, 0.5); });
+      for (int64_t n = 0; n < N; ++n) {
+        expect(loss, n, 1, n != 0), expect(d, n, V, n != 0), expect(add, n, V, n != 0 && n != 2);
+      }
+    }
+  }
 }
 
 TEST_P(ExpertsTest, AdamW) {

@@ -283,6 +283,24 @@ TEST_P(RoutingTest, GateSoftmaxAndItsGradient) {
   }
 }
 
+// A selected score that is not a number must not close its row; what is closed stays 0.
+TEST_P(RoutingTest, GateSoftmaxOfWhatIsNoNumber) {
+  for (const Size size : kSizes) {
+    const int64_t N = size.rows, E = size.cols;
+    const Tensor scores = normal({N, E}), gates = some_gates(N, E, 0.7);
+    for (int64_t e = 0; e < E && N > 1; ++e) put(gates, E + e, 0);  // a row that selects nothing
+    const int64_t spoilt = E / 2;
+    put(gates, spoilt, 1), put(scores, spoilt, NAN);
+    const Values open = values(gates);
+    run({gates}, [&](const Ops& o, Ctx& c) { o.gate_softmax(c, gates, scores); });
+    for (int64_t i = 0; i < N * E; ++i) {
+      const bool selected = open[static_cast<size_t>(i)] != 0;
+      EXPECT_EQ(std::isnan(at(gates, i)), selected && i < E) << N << " x " << E << ' ' << i;
+      EXPECT_EQ(at(gates, i) == 0, !selected) << N << " x " << E << ' ' << i;
+    }
+  }
+}
+
 // known with up: act(x Wg) is known, up and down are read (CATS); without up: h is known (oracles).
 TEST_P(RoutingTest, GatheredWithWhatIsKnown) {
   struct {

@@ -126,6 +126,49 @@ TEST_P(OpsTest, Gemm) {
   }
 }
 
+// Weights of bf16: a few rows of x are multiplied as they are, by the backends that do so many rows are
+// rounded to bf16 first.
+TEST_P(OpsTest, GemmWithWeightsOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  struct {
+    int64_t m, k;
+  } const shapes[] = {{1, 1}, {17, 5}, {9, 8}, {33, 264}, {40, 67}};
+  for (int64_t n : {1, 2, 8, 9, 17}) {
+    for (const auto [m, k] : shapes) {
+      for (int flags = 0; flags < 4; ++flags) {
+        const bool tb = flags & 1, add = flags & 2;
+        SCOPED_TRACE(fmt::format("{}x{}x{} tb {} add {}", n, m, k, tb, add));
+        const Tensor a = normal({n, k}), b = tb ? normal({m, k}) : normal({k, m});
+        const Tensor out = add ? normal({n, m}) : blank({n, m}), half = s.half(b);
+        const bool rounds = std::string_view(spec).starts_with("cuda") && (n > 8 || !tb);
+        Values want(static_cast<size_t>(n * m));
+        for (int64_t i = 0; i < n * m; ++i) {
+          double& sum = want[static_cast<size_t>(i)] = add ? at(out, i) : 0;
+          for (int64_t q = 0; q < k; ++q) {
+            const auto x = static_cast<float>(at(a, i / m * k + q));
+            sum += (rounds ? to_float(to_bf16(x)) : x) * at(b, tb ? i % m * k + q : q * m + i % m);
+          }
+        }
+        run({out},
+            [&](const Ops& o, Ctx& c) { (add ? o.gemm_add : o.gemm)(c, out, a, false, half, tb); });
+        expect_close(out, want, tol(k, std::max(0.5, largest(want) / 2)), "gemm");
+        s.blocks.clear();
+      }
+    }
+  }
+}
+
+// More columns than 65535 blocks of eight: those of a large vocabulary. Too slow where the CPU plays the GPU.
+TEST_P(OpsTest, GemmOfOneRowByManyOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec) || kSlow) GTEST_SKIP() << "no weights of bf16 here";
+  const int64_t m = 65535 * 8 + 9;
+  const Tensor x = normal({1, 1}), w = normal({m, 1}), out = blank({1, m}), half = s.half(w);
+  Values want;
+  for (int64_t j = 0; j < m; ++j) want.push_back(at(x, 0) * at(w, j));
+  run({out}, [&](const Ops& o, Ctx& c) { o.gemm(c, out, x, false, half, true); });
+  expect_close(out, want, tol(1, 4), "gemm");
+}
+
 TEST_P(OpsTest, ElementWiseSums) {
   for (const auto [N, M] : kSizes) {
     const Tensor x = normal({N, M}), y = normal({N, M}), b = normal({M}), db = normal({M});

@@ -39,21 +39,6 @@ class SimdTest : public ::testing::TestWithParam<const char*> {
     return s.normal(DType::f32, d, rng, std);
   }
   Tensor blank(std::initializer_list<int64_t> d) { return s.blank(DType::f32, d); }
-  // A copy as bf16, between guard bytes; `t` becomes the rounded values.
-  Tensor half(const Tensor& t) {
-    Tensor h = t;
-    h.dtype = DType::bf16;
-    Arena& block = s.blocks.emplace_back();
-    block.reserve(h.bytes() + 2 * Store::kGuard);
-    block.used = block.capacity;
-    std::fill_n(block.base(), block.used, Store::kMark);
-    h.data = block.base() + Store::kGuard;
-    for (int64_t i = 0; i < t.size(); ++i) {
-      h.as<Bf16>()[i] = to_bf16(t.as<float>()[i]);
-      t.as<float>()[i] = to_float(h.as<Bf16>()[i]);
-    }
-    return h;
-  }
   // With 1, 2 and 7 threads from the same start: the same bits.
   void run(const Tensor& out, const std::function<void(Backend&)>& f) {
     const std::string before = bits(out);
@@ -77,7 +62,7 @@ TEST_P(SimdTest, ProductsOfFewAndManyTokens) {
       for (int flags = 0; flags < 8; ++flags) {
         const bool tb = flags & 1, add = flags & 2, is_half = flags & 4;
         SCOPED_TRACE(fmt::format("N {} W {}x{} tb {} add {} bf16 {}", N, m, d, tb, add, is_half));
-        const Tensor w = normal({m, d}), used = is_half ? half(w) : w;
+        const Tensor w = normal({m, d}), used = is_half ? s.half(w) : w;
         const int64_t inner = tb ? d : m, width = tb ? m : d;
         const Tensor x = normal({N, inner}), out = add ? normal({N, width}) : blank({N, width});
         Values want(static_cast<size_t>(N * width));
@@ -123,7 +108,8 @@ TEST_P(SimdTest, GatheredAgainstPlainAndPoisoned) {
           }
           const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
           plain.ops.route(*plain.ctx, index, count, gates);
-          const Tensor hup = half(up), hdown = half(down), hgate = gated ? half(gate_w) : Tensor{};
+          const Tensor hup = s.half(up), hdown = s.half(down),
+                       hgate = gated ? s.half(gate_w) : Tensor{};
           const auto gathered = [&](Backend& be, const Tensor& o, bool as_half) {
             be.ops.ffn_gathered(*be.ctx, o, x, gates, index, count, {}, as_half ? hup : up, up_b,
                                 as_half ? hgate : gate_w, as_half ? hdown : down,

@@ -128,6 +128,21 @@ struct Store {
     for (int64_t i = 0; i < t.size(); ++i) put(t, i, v[static_cast<size_t>(i)]);
     return t;
   }
+  // A copy as bf16; `t` becomes the rounded values.
+  Tensor half(const Tensor& t) {
+    Tensor h = t;
+    h.dtype = DType::bf16;
+    Arena& block = blocks.emplace_back(Arena{.where = where});
+    block.reserve(h.bytes() + 2 * kGuard);
+    block.used = h.bytes() + 2 * kGuard;
+    std::fill_n(block.base(), block.used, kMark);
+    h.data = block.base() + kGuard;
+    for (int64_t i = 0; i < t.size(); ++i) {
+      h.as<Bf16>()[i] = to_bf16(t.as<float>()[i]);
+      t.as<float>()[i] = to_float(h.as<Bf16>()[i]);
+    }
+    return h;
+  }
   Tensor ints(const std::vector<int32_t>& v) {
     Tensor t = blank(DType::i32, {static_cast<int64_t>(v.size())});
     std::memcpy(t.data, v.data(), t.bytes());
@@ -166,6 +181,11 @@ inline void expect_close(const Tensor& got, const Values& want, double tolerance
   w.data = memory.data();
   for (int64_t i = 0; i < w.size(); ++i) put(w, i, want[static_cast<size_t>(i)]);
   expect_close(got, w, tolerance, what);
+}
+
+// Whether a backend takes weights of bf16 (the products of cpu+naive alone do not count).
+inline bool takes_bf16(std::string_view spec) {
+  return spec.starts_with("cuda") || spec.find("+simd") != spec.npos;
 }
 
 // ---- one operation over backends, types, shapes and threads

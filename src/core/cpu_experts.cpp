@@ -192,7 +192,7 @@ void gate_softmax(Ctx& ctx, Tensor gates, Tensor scores) {
           g[e] = g[e] != T(0) ? std::exp(s[e] - most) : T(0);
           sum += g[e];
         }
-        for (int64_t e = 0; e < E; ++e) g[e] = sum > T(0) ? g[e] / sum : T(0);
+        for (int64_t e = 0; e < E; ++e) g[e] = g[e] == T(0) ? T(0) : g[e] / sum;  // NaN stays NaN
       }
     });
   });

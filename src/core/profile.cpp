@@ -38,7 +38,12 @@ struct Timed<kEntry, R (*Ops::*)(Ctx&, Args...)> {
     auto& p = static_cast<ProfileCtx&>(ctx);
     constexpr size_t kPlace = place_of<kEntry>();
     const Stop stop{p.now, p.times[kPlace]};
-    return (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+    if constexpr (std::is_void_v<R>) {
+      (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+      p.inner.finish();  // a GPU has only enqueued it
+    } else {
+      return (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+    }
   }
 };
 

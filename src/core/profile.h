@@ -78,7 +78,8 @@ struct ProfileCtx : Ctx {
   }
 };
 
-// The same results; two clock reads an operation slower. One caller at a time.
+// The same results; two clock reads an operation slower, and each waits until its work is done. One caller
+// at a time.
 struct Profiled {
   Backend backend;  // its ctx is a ProfileCtx
   std::shared_ptr<ProfileCtx> clock;

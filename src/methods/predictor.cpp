@@ -117,7 +117,7 @@ struct Trainee {
   }
   Act inner_act() const { return plan.inner == Inner::relu ? Act::relu : Act::tanh; }
 
-  // Targets of the loaded rows from their outputs.
+  // Targets of the loaded rows from their outputs; nothing may be enqueued.
   void set_targets(int64_t rows) {
     const auto size = static_cast<size_t>(rows * E);
     float* t = target.as<float>();
@@ -179,7 +179,7 @@ struct Trainee {
     const Tensor from = two ? first_rows(inner, rows) : in;
     be.ops.gemm(*be.ctx, like(1, parts[1].g), d, true, from, false);
     if (w.router_b) {
-      std::fill(parts[2].g.begin(), parts[2].g.end(), 0.f);
+      be.ops.fill(*be.ctx, like(2, parts[2].g), 0);
       be.ops.bias_backward_add(*be.ctx, like(2, parts[2].g), d);
     }
     if (two) {
@@ -301,8 +301,8 @@ double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const C
     shuffle(rows, rng);
     for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(spec.batch)) {
       const size_t n = std::min(rows.size() - at, static_cast<size_t>(spec.batch));
-      t.load(std::span(rows).subspan(at, n)), t.run(static_cast<int64_t>(n));
-      t.set_targets(static_cast<int64_t>(n));
+      t.load(std::span(rows).subspan(at, n)), t.set_targets(static_cast<int64_t>(n));
+      t.run(static_cast<int64_t>(n));
       t.loss(static_cast<int64_t>(n)), t.step(static_cast<int64_t>(n), ++number);
     }
     const double merit = t.merit(valid);

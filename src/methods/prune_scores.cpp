@@ -141,6 +141,7 @@ LearntMask learn_mask(const FitInput& in, TrainSpec train, const MaskSpec& spec)
   const LossTerms terms{.train_routers = true};
   std::vector<double> slope(L * F);
   for (int64_t step = 0; step < spec.steps; ++step) {
+    in.backend.finish();  // the step before, whose parameters are written next
     for (size_t i = 0; i < L; ++i) {
       Rng rng(hash64(in.seed, 0xa5c, i, static_cast<uint64_t>(step)));
       for (size_t j = 0; j < F; ++j) {

@@ -26,6 +26,17 @@ TEST(SimtRuntime, NamesItself) {
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
 }
 
+// More than the device has is refused at once, and says what it has.
+TEST(SimtRuntime, MemoryBeyondTheDeviceIsAnError) {
+  const Memory memory = open_cuda("cuda-simt").memory;
+  void* block = memory.make(64);
+  ASSERT_NE(block, nullptr);
+  memory.release(block);
+  const std::string error = error_of([&] { memory.make((size_t{1} << 32) + 1); });
+  EXPECT_HAS(error, "4294967297 bytes were asked for");
+  EXPECT_HAS(error, "4294967296");
+}
+
 TEST(SimtRuntime, CopiesAndFills) {
   Array<unsigned char> a(10);
   check_cuda(cudaMemset(a.data, 7, 10), "memset");
