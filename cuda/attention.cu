@@ -5,28 +5,43 @@
 namespace lte {
 namespace {
 
+// A block turns up to kRopeHeads heads of one row: the angles of its position are found once, in double.
+// Grid (rows, groups of heads); shared memory for two numbers a pair.
+constexpr int kRopeHeads = 8;
 template <class T>
-struct Rope {
-  T* x;
-  int64_t width, heads, half, T_, pos;
-  double theta;
-  bool inverse;
-  __device__ void operator()(int64_t i) const {
-    const int64_t n = i / (heads * half), h = i / half % heads, j = i % half;
+__global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_, int64_t pos,
+                            double theta, bool inverse) {
+  T *c = dynamic_shared<T>(), *s = c + half;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int64_t n = blockIdx.x;
+  for (int j = thread; j < half; j += threads) {
     const double angle = static_cast<double>(pos + n % T_) *
                          pow(theta, -static_cast<double>(j) / static_cast<double>(half));
-    const T c = static_cast<T>(cos(angle)), s = static_cast<T>(inverse ? -sin(angle) : sin(angle));
-    T* head = x + n * width + h * 2 * half;
-    const T first = head[j], second = head[j + half];
-    head[j] = first * c - second * s;
-    head[j + half] = first * s + second * c;
+    c[j] = static_cast<T>(cos(angle));
+    s[j] = static_cast<T>(inverse ? -sin(angle) : sin(angle));
   }
-};
+  __syncthreads();
+  const int first = static_cast<int>(blockIdx.y) * kRopeHeads;
+  const int count = heads - first < kRopeHeads ? heads - first : kRopeHeads;
+  T* from = x + n * width + static_cast<int64_t>(first) * 2 * half;
+  for (int i = thread; i < count * half; i += threads) {
+    const int j = i % half;
+    T* head = from + i / half * 2 * half;
+    const T one = head[j], two = head[j + half];
+    head[j] = one * c[j] - two * s[j];
+    head[j + half] = one * s[j] + two * c[j];
+  }
+}
 
 void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double theta, bool inverse) {
+  const int64_t half = C / 2;
+  if (chunk.B * chunk.T * heads * half == 0) return;
   with_type(x, [&]<class T>() {
-    each(ctx, chunk.B * chunk.T * heads * (C / 2),
-         Rope<T>{ptr<T>(x), x.cols(), heads, C / 2, chunk.T, chunk.pos, theta, inverse});
+    const dim3 grid(static_cast<unsigned>(chunk.B * chunk.T),
+                    static_cast<unsigned>(pieces(heads, kRopeHeads)));
+    launch(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
+           static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
+           static_cast<int>(heads), static_cast<int>(half), chunk.T, chunk.pos, theta, inverse);
   });
 }
 

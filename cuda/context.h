@@ -114,8 +114,8 @@ __global__ void column_parts_kernel(T* parts, int64_t rows, int64_t cols, int64_
     parts[blockIdx.y * cols + c] = sum;
   }
 }
-// out[c] = the sum of parts[i, c] over i in order, or += .
-template <class T, bool kAdd>
+// out[c] += the sum of parts[i, c] over i in order.
+template <class T>
 struct SumParts {
   T* out;
   const T* parts;
@@ -123,7 +123,7 @@ struct SumParts {
   __device__ void operator()(int64_t c) const {
     T sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += parts[i * cols + c];
-    out[c] = kAdd ? out[c] + sum : sum;
+    out[c] += sum;
   }
 };
 template <class T, class F>
@@ -133,7 +133,7 @@ void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f) {
   const dim3 grid(static_cast<unsigned>(pieces(cols, kWarp)), static_cast<unsigned>(count));
   launch(column_parts_kernel<T, F>, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, parts, rows, cols,
          grain, f);
-  each(ctx, cols, SumParts<T, true>{out, parts, cols, count});
+  each(ctx, cols, SumParts<T>{out, parts, cols, count});
 }
 
 // total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 256 blocks,

@@ -21,10 +21,11 @@ __global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* co
 template <int kTokens, bool kAtomic, class T, class W>
 void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
-  constexpr int kPack = Pack<W>::kSize, kThreads = 128;
-  const int64_t columns = pieces(f.D, f.vector ? kPack : 1), tiles = pieces(columns, kThreads);
-  const int64_t splits =
-      std::clamp<int64_t>(pieces(512, tiles), 1, std::max<int64_t>(1, f.E * f.G / 8));
+  constexpr int kPack = Pack<W>::kSize;
+  const int64_t tiles = pieces(f.D, kWarp * (f.vector ? kPack : 1));
+  // Some eight blocks for each of the largest GPUs' multiprocessors, with 16 rows or more each.
+  const int64_t splits = std::clamp<int64_t>(
+      pieces(1024, tiles), 1, std::max<int64_t>(1, f.E * f.G / (kDownWarps * kDownRows)));
   const int64_t hidden = f.E * f.G * f.N, parts = kAtomic ? 0 : splits * f.N * f.D;
   T* h = c.workspace<T>(hidden + parts + (f.E + 1) * 4 / static_cast<int64_t>(sizeof(T)) + 1);
   T* part = h + hidden;
@@ -35,14 +36,13 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
          c.stream, h, active, total, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(T), c.stream), "clearing out");
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(splits));
-  if (f.vector) {
-    launch(few_down_kernel<kTokens, kPack, kAtomic, T, W>, grid, kThreads, 0, c.stream,
-           kAtomic ? out : part, h, active, total, f);
-  } else {
-    launch(few_down_kernel<kTokens, 1, kAtomic, T, W>, grid, kThreads, 0, c.stream,
-           kAtomic ? out : part, h, active, total, f);
-  }
-  if (!kAtomic) each(ctx, f.N * f.D, SumParts<T, false>{out, part, f.N * f.D, splits});
+  const auto down = f.vector ? few_down_kernel<kTokens, kPack, kAtomic, T, W>
+                             : few_down_kernel<kTokens, 1, kAtomic, T, W>;
+  launch(down, grid, kDownWarps * kWarp, 0, c.stream, kAtomic ? out : part, h, active, total, f);
+  if (kAtomic) return;
+  const auto columns = static_cast<unsigned>(pieces(f.N * f.D, kWarp));
+  launch(join_parts_kernel<T>, columns, dim3(kWarp, kJoinWarps), 0, c.stream, out, part, f.N * f.D,
+         static_cast<int>(splits));
 }
 
 template <class T, class W>

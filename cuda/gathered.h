@@ -4,6 +4,7 @@
 
 #include "activation.h"
 #include "place.h"
+#include "rows.h"
 
 namespace lte {
 
@@ -26,106 +27,146 @@ struct Gathered {
 
 constexpr int kFewTokens = 16;
 
-// sum[n] += w . x[n] for the lanes' share of a row.
-template <int kTokens, class T, class W>
-__device__ __forceinline__ void row_products(T (&sum)[kTokens], const W* row, const T* x, int64_t D,
-                                             int tokens, unsigned on, bool vector) {
-  const int lane = lane_of_thread();
-  if (vector) {
-    constexpr int kPack = Pack<W>::kSize, kX = Pack<T>::kSize;
-#pragma unroll 2
-    for (int64_t d = lane * kPack; d < D; d += kWarp * kPack) {
-      const Pack<W> w = load16_once(row + d);
-#pragma unroll
-      for (int n = 0; n < kTokens; ++n) {
-        if (n >= tokens) break;
-        if (!(on >> n & 1)) continue;
-#pragma unroll
-        for (int part = 0; part < kPack / kX; ++part) {
-          const Pack<T> in = load16(x + n * D + d + part * kX);
-#pragma unroll
-          for (int i = 0; i < kX; ++i) sum[n] += to_float(w.at[part * kX + i]) * in.at[i];
-        }
-      }
-    }
-    return;
-  }
-  for (int64_t d = lane; d < D; d += kWarp) {
-    const T w = to_float(row[d]);
-#pragma unroll
-    for (int n = 0; n < kTokens; ++n) {
-      if (n < tokens && (on >> n & 1)) sum[n] += w * x[n * D + d];
-    }
-  }
-}
-
 // h[r, n] for row r = (place in active) G + j: a warp a neuron, grid for all neurons. 0 where the
-// token did not select the expert.
+// token did not select the expert. The neuron's up and gate rows are read together.
 template <int kTokens, class T, class W>
 __global__ void few_hidden_kernel(T* h, const int32_t* active, const int32_t* total,
                                   Gathered<T, W> f) {
-  const int64_t r = thread_in_grid() / kWarp;
-  if (r >= *total * f.G) return;  // a whole warp
-  const int64_t e = active[r / f.G], j = e * f.G + r % f.G;
+  const int r = static_cast<int>(thread_in_grid() / kWarp), G = static_cast<int>(f.G);
+  if (r >= *total * G) return;  // a whole warp
+  const int64_t e = active[r / G], j = e * G + r % G;
   const int N = static_cast<int>(f.N);
   unsigned on = 0;
   for (int n = 0; n < N; ++n) on |= f.gates[n * f.E + e] != T(0) ? 1u << n : 0u;
   T u[kTokens] = {}, g[kTokens] = {};
-  if (f.up) row_products(u, f.up + j * f.D, f.x, f.D, N, on, f.vector);
-  if (f.gate_w) row_products(g, f.gate_w + j * f.D, f.x, f.D, N, on, f.vector);
+  if (f.up && f.gate_w) {
+    T both[2][kTokens] = {};
+    row_products(both, {f.up + j * f.D, f.gate_w + j * f.D}, f.x, f.D, N, on, f.vector);
+#pragma unroll
+    for (int n = 0; n < kTokens; ++n) u[n] = both[0][n], g[n] = both[1][n];
+  } else if (f.up) {
+    T one[1][kTokens] = {};
+    row_products(one, {f.up + j * f.D}, f.x, f.D, N, on, f.vector);
+#pragma unroll
+    for (int n = 0; n < kTokens; ++n) u[n] = one[0][n];
+  }
 #pragma unroll
   for (int n = 0; n < kTokens; ++n) {
     if (n >= N) break;
     const T us = warp_sum(u[n]), gs = f.gate_w ? warp_sum(g[n]) : T(0);
     if (lane_of_thread() != 0) continue;
-    h[r * N + n] = on >> n & 1 ? f.hidden(n, j, us, gs) * f.gates[n * f.E + e] : T(0);
+    h[static_cast<int64_t>(r) * N + n] =
+        on >> n & 1 ? f.hidden(n, j, us, gs) * f.gates[n * f.E + e] : T(0);
   }
 }
 
-// parts[split, n, d] = sum over the split's rows r of h[r, n] down[r, d], or added to out by atomics.
-// Grid (tiles of columns, splits); a thread owns kPack columns. The cut into splits follows from the
-// number of active experts, which is read here.
-template <int kTokens, int kPack, bool kAtomic, class T, class W>
-__global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, const int32_t* total,
-                                Gathered<T, W> f) {
-  const int64_t d = thread_in_grid() * kPack, rows = *total * f.G;
-  if (d >= f.D) return;
-  const int64_t grain = (rows + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * grain;
-  const int64_t end = begin + grain < rows ? begin + grain : rows;
-  const int N = static_cast<int>(f.N);
-  T sum[kTokens][kPack] = {};
-#pragma unroll 4
-  for (int64_t r = begin; r < end; ++r) {
-    const W* row = f.down + (active[r / f.G] * f.G + r % f.G) * f.D + d;
-    W w[kPack];
-    if constexpr (kPack == 1) {
-      w[0] = row[0];
-    } else {
-      const Pack<W> pack = load16_once(row);
+// The down product: kDownWarps warps a block, each with kDownRows rows in flight; kStage rows at a time
+// are laid out in shared memory.
+constexpr int kDownWarps = 4, kDownRows = 4, kStage = 128;
+
+// sum[n, .] += h[r, n] down[row r, the lane's kPack columns] for kRows staged rows: all of them are asked
+// for before the first is used.
+template <int kRows, int kTokens, int kPack, class T, class W>
+__device__ __forceinline__ void add_rows(T (&sum)[kTokens][kPack], const W* down, int D,
+                                         const int32_t* row, const T* h, int N) {
+  W w[kRows][kPack];
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) w[i] = pack.at[i];
+  for (int r = 0; r < kRows; ++r) {
+    const W* from = down + static_cast<int64_t>(row[r]) * D;
+    if constexpr (kPack == 1) {
+      w[r][0] = from[0];
+    } else {
+      const Pack<W> pack = load16_once(from);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) w[r][i] = pack.at[i];
     }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int n = 0; n < kTokens; ++n) {
       if (n >= N) break;
       const T value = h[r * N + n];
       if (kTokens > 1 && value == T(0)) continue;
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) sum[n][i] += value * to_float(w[i]);
+      for (int i = 0; i < kPack; ++i) sum[n][i] += value * to_float(w[r][i]);
     }
+  }
+}
+
+// parts[split, n, d] = sum over the split's rows r of h[r, n] down[r, d], or added to out by atomics.
+// Grid (tiles of kWarp kPack columns, splits). A lane owns kPack columns, a warp every kDownWarps-th
+// group of kDownRows rows, and the warps are added in order. The cut into splits follows from the number
+// of active experts, which is read here.
+template <int kTokens, int kPack, bool kAtomic, class T, class W>
+__global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, const int32_t* total,
+                                Gathered<T, W> f) {
+  LTE_SHARED(int32_t, row[kStage]);        // of down
+  LTE_SHARED(T, value[kStage * kTokens]);  // h[row, n]
+  LTE_SHARED(T, sums[kDownWarps][kWarp * kPack]);
+  const int N = static_cast<int>(f.N), G = static_cast<int>(f.G), D = static_cast<int>(f.D);
+  const int rows = *total * G;
+  const int lane = lane_of_thread(), warp = warp_of_thread(), thread = thread_rank();
+  const int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarp * kPack, d = tile + lane * kPack;
+  const int splits = static_cast<int>(gridDim.y), grain = (rows + splits - 1) / splits;
+  const int begin = static_cast<int>(blockIdx.y) * grain;
+  const int end = begin + grain < rows ? begin + grain : rows;
+  T sum[kTokens][kPack] = {};
+  for (int from = begin; from < end; from += kStage) {
+    const int count = end - from < kStage ? end - from : kStage;
+    __syncthreads();
+    for (int i = thread; i < count; i += kDownWarps * kWarp) {
+      row[i] = active[(from + i) / G] * G + (from + i) % G;
+    }
+    const T* source = h + static_cast<int64_t>(from) * N;
+    for (int i = thread; i < count * N; i += kDownWarps * kWarp) value[i] = source[i];
+    __syncthreads();
+    if (d >= f.D) continue;
+    int i = warp * kDownRows;
+    for (; i + kDownRows <= count; i += kDownWarps * kDownRows) {
+      add_rows<kDownRows>(sum, f.down + d, D, row + i, value + i * N, N);
+    }
+    for (; i < count; ++i) add_rows<1>(sum, f.down + d, D, row + i, value + i * N, N);
   }
 #pragma unroll
   for (int n = 0; n < kTokens; ++n) {
     if (n >= N) break;
+    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) {
+    for (int i = 0; i < kPack; ++i) sums[warp][lane * kPack + i] = sum[n][i];
+    __syncthreads();
+    for (int c = thread; c < kWarp * kPack && tile + c < f.D; c += kDownWarps * kWarp) {
+      T all = sums[0][c];
+#pragma unroll
+      for (int w = 1; w < kDownWarps; ++w) all += sums[w][c];
       if constexpr (kAtomic) {
-        if (sum[n][i] != T(0)) atomicAdd(&parts[n * f.D + d + i], sum[n][i]);
+        if (all != T(0)) atomicAdd(&parts[n * f.D + tile + c], all);
       } else {
-        parts[(blockIdx.y * f.N + n) * f.D + d + i] = sum[n][i];
+        parts[(static_cast<int64_t>(blockIdx.y) * N + n) * f.D + tile + c] = all;
       }
     }
   }
+}
+
+// out[c] = sum over i < count of parts[i, c]. A block takes kWarp columns; its warps take every
+// kJoinWarps-th part and are then added in pairs, always the same ones.
+constexpr int kJoinWarps = 8;
+template <class T>
+__global__ void join_parts_kernel(T* out, const T* parts, int64_t cols, int count) {
+  LTE_SHARED(T, sums[kJoinWarps][kWarp]);
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + x;
+  T sum = 0;
+  if (c < cols) {
+#pragma unroll 4
+    for (int i = y; i < count; i += kJoinWarps) sum += parts[i * cols + c];
+  }
+  sums[y][x] = sum;
+  for (int step = kJoinWarps / 2; step > 0; step /= 2) {
+    __syncthreads();
+    if (y < step) sums[y][x] += sums[y + step][x];
+  }
+  if (y == 0 && c < cols) out[c] = sums[0][x];
 }
 
 // == Many tokens

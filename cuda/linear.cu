@@ -1,6 +1,6 @@
 // Linear algebra: cuBLAS for matrix products, own kernels where weights are bf16 and tokens few, for
 // biases and for sums.
-#include "context.h"
+#include "rows.h"
 
 namespace lte {
 namespace {
@@ -8,38 +8,18 @@ namespace {
 // bf16 weights and a few rows of x: a warp a column of out, which reads its row of w once.
 constexpr int64_t kFewRows = 8;
 
-template <class T, class W, bool kAdd>
+template <int kRows, bool kAdd, class T, class W>
 __global__ void few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols,
                                 int64_t inner, bool vector) {
   const int64_t m = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
   if (m >= cols) return;  // a whole warp
-  const int lane = lane_of_thread();
-  const W* row = w + m * inner;
-  T sum[kFewRows] = {};
-  if (vector) {
-    constexpr int kPack = Pack<W>::kSize;
-    for (int64_t k = lane * kPack; k < inner; k += kWarp * kPack) {
-      const Pack<W> weights = load16_once(row + k);
+  T sum[1][kRows] = {};
+  row_products(sum, {w + m * inner}, x, inner, rows, kAllLanes, vector);
 #pragma unroll
-      for (int n = 0; n < kFewRows; ++n) {
-        if (n >= rows) break;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) sum[n] += to_float(weights.at[i]) * x[n * inner + k + i];
-      }
-    }
-  } else {
-    for (int64_t k = lane; k < inner; k += kWarp) {
-#pragma unroll
-      for (int n = 0; n < kFewRows; ++n) {
-        if (n < rows) sum[n] += to_float(row[k]) * x[n * inner + k];
-      }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kFewRows; ++n) {
+  for (int n = 0; n < kRows; ++n) {
     if (n >= rows) break;
-    const T all = warp_sum(sum[n]);
-    if (lane == 0) out[n * cols + m] = kAdd ? out[n * cols + m] + all : all;
+    const T all = warp_sum(sum[0][n]);
+    if (lane_of_thread() == 0) out[n * cols + m] = kAdd ? out[n * cols + m] + all : all;
   }
 }
 
@@ -72,10 +52,11 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   CudaCtx& c = cuda(ctx);
   LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
   if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
-    const bool vector =
-        p.inner % Pack<bf16>::kSize == 0 && reinterpret_cast<uintptr_t>(b.data) % 16 == 0;
-    const auto blocks = static_cast<unsigned>(pieces(p.cols, 8));
-    launch(few_rows_kernel<float, bf16, kAdd>, blocks, 256, 0, c.stream, ptr<float>(out),
+    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+    const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>
+                                    : few_rows_kernel<kFewRows, kAdd, float, bf16>;
+    launch(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),
            ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
     return;
   }

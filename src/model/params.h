@@ -62,7 +62,7 @@ Params make_params(const ModelConfig&, const Plan&, DType = DType::f32, Memory =
 Params clone(const Params&);
 Params clone(const Params&, Memory);  // into another memory, such as a backend's
 // The same model with matrices rounded to bf16, for running only: half the bytes of a decode step. Wants
-// floats, and a backend that has kernels for it (cpu+simd).
+// floats, and a backend that has kernels for it (cpu+simd, cuda).
 Params to_bf16(const Params&);
 // GPT-2 initialisation: normal(0, 0.02), output projections over sqrt(2 layers); the router's scale
 // is set by the method. Every tensor draws from a stream of its own, named by `seed` and its place.
