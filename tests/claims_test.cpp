@@ -58,7 +58,9 @@ TEST_F(Claims, BetterWantsDisjointIntervals) {
   three("prune", {}, 1.5);  // [1.351566, 1.848434] against [0.851566, 1.348434]
   const Verdict v = one(kBetter);
   EXPECT_EQ(v.verdict, "reproduced");
-  EXPECT_EQ(v.measured, "1.100 [0.852, 1.348] (n=3) against 1.600 [1.352, 1.848] (n=3)");
+  EXPECT_EQ(v.measured,
+            "1.100 [0.852, 1.348] (n=3, active 0.500) against 1.600 [1.352, 1.848] (n=3, active "
+            "0.500)");
   EXPECT_EQ(v.id + v.statement + v.suite, "cIt is so.s");
   EXPECT_FALSE(v.expected.empty());
   for (Record& r : records) r.quality.loss -= r.what.method == "prune" ? 0.01 : 0;
@@ -73,7 +75,9 @@ TEST_F(Claims, BetterUsesTheRightQuantile) {
     add("lte", {{"active", "0.25"}}, seed, 1 + 0.1 * static_cast<double>(seed));
   add("prune", {}, 0, 2.0), add("prune", {}, 1, 2.2);
   const Verdict v = one(kBetter);
-  EXPECT_EQ(v.measured, "1.150 [0.945, 1.355] (n=4) against 2.100 [0.829, 3.371] (n=2)");
+  EXPECT_EQ(v.measured,
+            "1.150 [0.945, 1.355] (n=4, active 0.500) against 2.100 [0.829, 3.371] (n=2, active "
+            "0.500)");
   EXPECT_EQ(v.verdict, "not run") << "two seeds";
 }
 

@@ -131,8 +131,13 @@ TEST(Generate, LongPromptsKeepTheirEnd) {
   const int S = m.c.max_seq;
   for (int length : {S, S + 1, 3 * S}) {
     const auto prompt = prompt_of(length);
-    const std::vector<int32_t> end(prompt.end() - (S - 1), prompt.end());
-    EXPECT_EQ(m.run(prompt, 10).tokens, m.run(end, 10).tokens) << length;
+    for (int most : {1, 3, 1000}) {
+      const int kept = std::clamp(S + 1 - most, S / 2, S - 1);
+      const std::vector<int32_t> end(prompt.end() - kept, prompt.end());
+      const Generated cut = m.run(prompt, most);
+      EXPECT_EQ(cut.tokens, m.run(end, most).tokens) << length << " " << most;
+      EXPECT_EQ(cut.prompt, kept);
+    }
   }
 }
 

@@ -70,9 +70,13 @@ TEST(Tokenizer, CharactersAreSortedByCodePoint) {
 TEST(Tokenizer, CharactersNameWhatTheyDoNotKnow) {
   const Tokenizer t = train_tokenizer("chars", "ab");
   EXPECT_EQ(message_of([&] { encode(t, "ab\xc3\xa9"); }),
-            "character '\xc3\xa9' (U+00E9) at byte 2 is not in the vocabulary of 2 characters");
-  EXPECT_EQ(message_of([&] { encode(t, "a\nb"); }),
-            "character '?' (U+000A) at byte 1 is not in the vocabulary of 2 characters");
+            "character '\xc3\xa9' (U+00E9) at byte 2 is not in the vocabulary of 2 characters; a "
+            "base with "
+            "--tokenizer bytes reads all texts");
+  EXPECT_EQ(
+      message_of([&] { encode(t, "a\nb"); }),
+      "character '?' (U+000A) at byte 1 is not in the vocabulary of 2 characters; a base with "
+      "--tokenizer bytes reads all texts");
   EXPECT_EQ(message_of([&] { encode(t, "ab\xff"); }), "the text: is not UTF-8 at byte 2 (0xff)");
 }
 

@@ -63,7 +63,7 @@ Generated generate(Backend& be, const Params& p, const Plan& plan, std::span<con
   LTE_CHECK(p.cfg.max_seq >= 2, "generate: wants a model with max_seq of 2 or more");
   // Of a prompt that is too long the end is kept: room for what is to come, but half of the context.
   const int64_t S = p.cfg.max_seq, given = static_cast<int64_t>(prompt.size()),
-                keep = std::min(given, std::clamp<int64_t>(S + 1 - most, S / 2, S));
+                keep = given < S ? given : std::clamp<int64_t>(S + 1 - most, S / 2, S - 1);
   std::vector<int32_t> chunk(prompt.end() - keep, prompt.end());
   State state = make_state(p, plan, 1, keep, S, Keep::one_layer);
   Rng rng(how.seed);

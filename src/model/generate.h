@@ -28,7 +28,7 @@ struct Generated {
 };
 
 // Stops after `most` tokens, at `stop` (below 0: none), or where the model's max_seq is reached. A
-// prompt that leaves no room for `most` keeps its end, half of the context at least. `each` sees every token as it is drawn.
+// prompt of max_seq tokens or more keeps its end: with room for `most`, but half of the context at least. `each` sees every token as it is drawn.
 Generated generate(Backend&, const Params&, const Plan&, std::span<const int32_t> prompt, int most,
                    int32_t stop, const Sampling&, const std::function<void(int32_t)>& each = {});
 
