@@ -114,20 +114,24 @@ std::optional<Point> point_at(const Row& row, const Number& x, const Number& y) 
   return Point{at.mean, value.mean, value.mean - value.sd, value.mean + value.sd};
 }
 
-// If rows that were not trained further lie so far off that the others would be squeezed together,
-// the axis ends above the others.
+// If some rows lie so far off that the others would be squeezed together, the axis ends above the others: nine
+// tenths of those that were trained further.
 std::optional<std::pair<double, double>> readable_range(const Plot& p) {
-  double low = 1e300, near = -1e300, far = -1e300;
-  const auto see = [&](double value, bool compared) {
+  double low = 1e300, far = -1e300;
+  std::vector<double> compared;
+  const auto see = [&](double value, bool trained) {
     if (!std::isfinite(value)) return;
     low = std::min(low, value), far = std::max(far, value);
-    if (compared) near = std::max(near, value);
+    if (trained) compared.push_back(value);
   };
   for (const Level& l : p.levels) see(l.y, true);
   for (const Series& s : p.series) {
     for (double y : s.y_high) see(y, s.stroke == Stroke::solid);
     for (double y : s.y_low) see(y, s.stroke == Stroke::solid);
   }
+  if (compared.empty()) return std::nullopt;
+  std::sort(compared.begin(), compared.end());
+  const double near = compared[(compared.size() - 1) * 9 / 10];
   if (near <= low || far - low <= kSqueezed * (near - low)) return std::nullopt;
   return std::pair(low - 0.06 * (near - low), near + 0.4 * (near - low));
 }
