@@ -37,7 +37,6 @@ struct Curve {
 
 std::vector<Curve> curves_of(const Group& g) {
   std::vector<Curve> curves;
-  std::map<std::string, int> colors;
   std::map<std::string, size_t> seen;
   for (const Row& row : g.rows) {
     if (row.failed || is_dense(row)) continue;
@@ -45,12 +44,8 @@ std::vector<Curve> curves_of(const Group& g) {
     const std::string name = fmt::format("{} ({})", row.curve, protocol);
     const auto [at, fresh] = seen.try_emplace(name, curves.size());
     if (fresh) {
-      const int color =
-          colors.try_emplace(row.curve, static_cast<int>(colors.size())).first->second;
-      curves.push_back({{.name = name,
-                         .stroke = protocol == "paper" ? Stroke::dashed : Stroke::solid,
-                         .color = color},
-                        {}});
+      const Stroke stroke = protocol == "paper" ? Stroke::dashed : Stroke::solid;
+      curves.push_back({{.name = name, .stroke = stroke}, {}});
     }
     curves[at->second].rows.push_back(&row);
   }
@@ -68,7 +63,10 @@ std::vector<Series> series_of(const Group& g, const PointOf& point_of) {
   if (curves.size() > kMostCurves) {
     std::erase_if(curves, [](const Curve& c) { return c.rows.size() < 2; });
   }
+  std::map<std::string, int> colors;
   for (Curve& curve : curves) {
+    const auto next = static_cast<int>(colors.size());
+    curve.series.color = colors.try_emplace(curve.rows[0]->curve, next).first->second;
     std::vector<Point> points;
     for (const Row* row : curve.rows) {
       if (const auto p = point_of(*row)) points.push_back(*p);
