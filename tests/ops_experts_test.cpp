@@ -284,7 +284,8 @@ TEST_P(ExpertsTest, LargeLogitsStayFinite) {
 
 // One logit that is not a number spoils its row, and no other.
 TEST_P(ExpertsTest, ALogitThatIsNoNumberGivesALossThatIsNone) {
-  for (const auto [N, V] : kSizes) {
+  for (const Size& size : kSizes) {
+    const int64_t N = size.rows, V = size.cols;
     for (int64_t v : {int64_t{0}, V / 2, V - 1}) {
       const Tensor z = normal({N, V}), y = normal({N, V}), loss = blank({N}), d = blank({N, V});
       const Tensor targets = s.ints(N, V, rng), add = normal({N, V});
