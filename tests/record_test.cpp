@@ -147,6 +147,10 @@ TEST_F(Bench, TrialsAndResultsLieApart) {
   file("trials.jsonl", to_json(r) + "\n");
   ASSERT_EQ(read_results(folder).size(), 2u);
   EXPECT_EQ(read_results(folder)[1].split, "valid");
+  r.split = "test", r.status = "older";
+  file("records-b.jsonl", to_json(r) + "\n"), file("records.txt", "no record\n");
+  ASSERT_EQ(read_results(folder).size(), 3u);
+  EXPECT_EQ(read_results(folder)[0].status, "older") << "the newest of a name is the last";
 }
 
 TEST_F(Bench, ExpectedIsWhatALaterRunIsHeldAgainst) {

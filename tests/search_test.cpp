@@ -101,7 +101,7 @@ TEST(Search, EveryMethodHadTheSameTrials) {
 // What an oracle keeps is the best that its experts allow: no selector of the same experts, as published, is
 // better by more than the oracle's own measure is off.
 TEST(Records, OraclesBoundTheirSelectors) {
-  const std::vector<Record> all = latest(read_records(kRoot + "/results/records.jsonl"));
+  const std::vector<Record> all = latest(read_results(kRoot + "/results"));
   int held = 0;
   for (const Record& oracle : all) {
     const Experiment& o = oracle.what;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -249,8 +250,18 @@ std::string records_path(const std::string& results, const std::string& split) {
 }
 
 std::vector<Record> read_results(const std::string& results) {
-  std::vector<Record> all = read_records(records_path(results, "test"));
-  for (Record& r : read_records(records_path(results, "valid"))) all.push_back(std::move(r));
+  std::vector<std::string> paths;
+  std::error_code missing;  // a missing folder has none
+  for (const auto& entry : std::filesystem::directory_iterator(results, missing)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("records-") && name.ends_with(".jsonl")) paths.push_back(entry.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  for (const char* split : {"test", "valid"}) paths.push_back(records_path(results, split));
+  std::vector<Record> all;
+  for (const std::string& path : paths) {
+    for (Record& r : read_records(path)) all.push_back(std::move(r));
+  }
   return all;
 }
 

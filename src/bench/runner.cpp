@@ -214,7 +214,7 @@ struct Runner {
       return fmt::format("{} {} {} {:x} {} {} {}", r.name, r.what.protocol, r.what.trials,
                          r.quality.digest, r.status, r.machine.at("revision"), r.machine.at("cpu"));
     };
-    for (const Record& r : read_records(path)) known.insert(key(r));
+    for (const Record& r : read_results(spec.results)) known.insert(key(r));
     for (const Record& r : records) {
       if (known.insert(key(r)).second) append_line(path, to_json(r));
     }
