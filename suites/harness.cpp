@@ -11,7 +11,7 @@
 #include <set>
 
 #include "bench/measure.h"
-#include "bench/statistics.h"
+#include "core/statistics.h"
 
 namespace lte {
 namespace {

@@ -11,6 +11,7 @@
 
 #include "core/digest.h"
 #include "core/rng.h"
+#include "core/statistics.h"
 #include "model/batches.h"
 #include "model/rows.h"
 
@@ -278,7 +279,8 @@ Work whole_work(Session& s, std::shared_ptr<Whole> w, bool dense_only) {
   work.check = [w, &plan] { return check_whole(*w, plan); };
   work.look = [w, &plan, traffic, rows] {
     const Open o = open_gates(plan, w->state, rows);
-    return Seen{.active = mean(o.active), .loaded = mean(o.loaded), .traffic = traffic(plan, o)};
+    return Seen{
+        .active = mean_of(o.active), .loaded = mean_of(o.loaded), .traffic = traffic(plan, o)};
   };
   work.tokens = rows;
   if (!dense_only) {

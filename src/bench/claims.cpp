@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/files.h"
+#include "core/statistics.h"
 #include "model/score.h"
 
 namespace lte {
@@ -120,9 +121,9 @@ struct Claim {
 };
 
 double mean_active(const std::vector<const Record*>& records) {
-  double sum = 0;
-  for (const Record* r : records) sum += r->quality.active;
-  return sum / static_cast<double>(records.size());
+  std::vector<double> active;
+  for (const Record* r : records) active.push_back(r->quality.active);
+  return mean_of(active);
 }
 
 // `better` has a lower loss than `than`, with disjoint 95 % intervals over at least three seeds

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "bench/statistics.h"
+#include "core/statistics.h"
 #include "data/metrics.h"
 #include "model/batches.h"
 #include "model/generate.h"

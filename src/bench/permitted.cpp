@@ -7,6 +7,7 @@
 #include <map>
 
 #include "core/rng.h"
+#include "core/statistics.h"
 
 namespace lte {
 namespace {
@@ -58,12 +59,6 @@ Permitted crossing(std::vector<Spot> curve, double limit) {
     return {.active = a.active + way * (b.active - a.active), .beyond = !a.own};
   }
   return {.active = curve.back().active, .below = true};
-}
-
-double mean_of(std::span<const double> values) {
-  double sum = 0;
-  for (double v : values) sum += v;
-  return sum / static_cast<double>(values.size());
 }
 
 // Means of one resample, with replacement; without a generator of all values.

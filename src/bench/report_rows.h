@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bench/record.h"
-#include "bench/statistics.h"
+#include "core/statistics.h"
 
 namespace lte {
 

@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "bench/report_rows.h"
-#include "bench/statistics.h"
 #include "bench/synthetic.h"
 #include "bench/traffic.h"
 #include "core/rng.h"
+#include "core/statistics.h"
 #include "model/train.h"
 
 namespace lte {

@@ -46,12 +46,6 @@ Plan with_density(Backend& be, const Params& params, Plan plan, double density) 
   return plan;
 }
 
-double mean(const std::vector<double>& v) {
-  double sum = 0;
-  for (double x : v) sum += x;
-  return v.empty() ? 0 : sum / static_cast<double>(v.size());
-}
-
 Open open_gates(const Plan& plan, const State& s, int64_t rows) {
   Open open;
   for (size_t i = 0; i < plan.layer.size(); ++i) {

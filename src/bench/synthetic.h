@@ -16,7 +16,6 @@ Plan with_density(Backend&, const Params&, Plan, double density);
 struct Open {
   std::vector<double> active, loaded;
 };
-double mean(const std::vector<double>&);
 Open open_gates(const Plan&, const State&, int64_t rows);
 
 }  // namespace lte

@@ -7,10 +7,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "bench/statistics.h"
 #include "core/check.h"
 #include "core/files.h"
 #include "core/rng.h"
+#include "core/statistics.h"
 
 namespace lte {
 namespace {

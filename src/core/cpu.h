@@ -95,6 +95,12 @@ void for_gemm_tiles(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, 
   });
 }
 
+// out = act(pre), or act(pre) up; value = act(pre), slope = act'(pre). On the calling thread (cpu_ffn.cpp).
+template <class T>
+void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind);
+template <class T>
+void curve_block(T* value, T* slope, const T* pre, int64_t size, Act kind);
+
 void fill_linear(Ops&);             // cpu_linear.cpp
 void fill_norm(Ops&);               // cpu_norm.cpp
 void fill_attention(Ops&);          // cpu_attention.cpp

@@ -3,9 +3,6 @@
 
 namespace lte {
 
-template <class T>
-void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind);  // cpu_ffn.cpp
-
 namespace {
 
 template <class T>

@@ -6,11 +6,6 @@
 
 namespace lte {
 
-template <class T>
-void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind);  // cpu_ffn.cpp
-template <class T>
-void curve_block(T* value, T* slope, const T* pre, int64_t size, Act kind);
-
 namespace fused {
 namespace {
 

@@ -6,9 +6,6 @@
 
 namespace lte {
 
-template <class T>
-void activate_block(T* out, const T* pre, const T* up, int64_t size, Act kind);  // cpu_ffn.cpp
-
 namespace simd {
 namespace {
 
@@ -110,8 +107,7 @@ void many_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
       size += n * f.G;
     }
     Shared s(ctx, T, f.down, 1, size);
-    Tensor in = first_rows(x, T), to = first_rows(out, T);
-    in.data = x.as<float>() + first * D, to.data = out.as<float>() + first * D;
+    const Tensor in = some_rows(x, first, T), to = some_rows(out, first, T);
     s.pack(ctx, in);
     s.clear(0);
     const int64_t cost = std::max<int64_t>(1, size / f.E * D);
@@ -164,7 +160,7 @@ void all_neurons(Ctx& ctx, const Layer& f, Tensor out, Tensor x, Tensor up, Tens
   constexpr int64_t kRange = 1024;  // a library packs the weights again for each
   Ops product{};
   kOnednnPatch(product);
-  const int64_t D = x.cols(), F = f.E * f.G, most = std::min(kRange, f.N);
+  const int64_t F = f.E * f.G, most = std::min(kRange, f.N);
   float* work = cpu(ctx).workspace<float>(cpu(ctx).pool.size(), (gate_w ? 2 : 1) * most * F);
   for (int64_t first = 0; first < f.N; first += kRange) {
     const int64_t T = std::min(kRange, f.N - first);
@@ -173,8 +169,8 @@ void all_neurons(Ctx& ctx, const Layer& f, Tensor out, Tensor x, Tensor up, Tens
       t.data = data;
       return t;
     };
-    const Tensor in = view(x.as<float>() + first * D, T, D), u = view(work, T, F),
-                 g = view(work + most * F, T, F), o = view(out.as<float>() + first * D, T, D);
+    const Tensor in = some_rows(x, first, T), u = view(work, T, F), g = view(work + most * F, T, F),
+                 o = some_rows(out, first, T);
     product.gemm(ctx, u, in, false, up, true);
     if (gate_w) product.gemm(ctx, g, in, false, gate_w, true);
     for_ranges(ctx, T, row_grain(F), [&](int64_t begin, int64_t end, int) {

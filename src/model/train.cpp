@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/rng.h"
+#include "core/statistics.h"
 #include "model/batches.h"
 
 namespace lte {
@@ -76,12 +77,10 @@ struct ExecChoice {
   }
   void took(Exec exec, double seconds) {
     (exec == Exec::trained ? gathered : masked).push_back(seconds);
+    const auto middle = [](const std::vector<double>& s) {  // without the first
+      return median_of({s.begin() + 1, s.end()});
+    };
     if (gathered.size() > kMeasuredSteps) gain = middle(masked) / middle(gathered);
-  }
-  static double middle(std::vector<double> seconds) {  // without the first
-    const auto half = seconds.begin() + 1 + static_cast<int64_t>(seconds.size() - 1) / 2;
-    std::nth_element(seconds.begin() + 1, half, seconds.end());
-    return *half;
   }
 };
 

@@ -1,11 +1,19 @@
-// The one median, and its spread, of records, reports, benchmark programs and comparisons.
+// The one mean, median and its spread, of training, records, reports, benchmark programs and comparisons.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <vector>
 
 namespace lte {
+
+// Of none: 0.
+inline double mean_of(std::span<const double> values) {
+  double sum = 0;
+  for (double v : values) sum += v;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
 
 // The middle of the values that are finite, or the mean of the two in the middle; of none: 0.
 inline double median_of(std::vector<double> values) {
