@@ -82,7 +82,7 @@ struct Runner {
   }
   std::string fit_folder(const Experiment& e) {
     std::string text = base_key(e.base) + e.method + fmt::format(" {}", e.seed);
-    for (const auto& [key, value] : telling(knobs_of(e))) text += fmt::format(" {}={}", key, value);
+    for (const auto& [key, value] : knobs_of(e)) text += fmt::format(" {}={}", key, value);
     return fmt::format("{}/{}-{}", spec.work, e.method, short_hash(text));
   }
   // A record belongs to its fit, to its name, and to how it was scored.

@@ -74,7 +74,7 @@ LoadedRun fit_method(Backend& be, const LoadedRun& base, const Dataset& data,
   const Knobs all = resolve_knobs(method, all_knobs(find_method(method)), knobs);
   const std::string key = sha256_hex(fmt::format("{} {} {} {} {} {} {}", kTrainerRevision, be.name,
                                                  weights_sha256(base.params), data.sha256, method,
-                                                 knobs_text(telling(all)), seed));
+                                                 knobs_text(all), seed));
   FitInput in{.backend = be,
               .dense = base.params,
               .train = data.train,

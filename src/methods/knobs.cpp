@@ -21,12 +21,6 @@ Knobs resolve_knobs(std::string_view method, std::span<const KnobRow> rows, cons
   return knobs;
 }
 
-Knobs telling(Knobs knobs) {
-  const auto exec = knobs.find("exec");
-  if (exec != knobs.end() && exec->second == "masked") knobs.erase(exec);
-  return knobs;
-}
-
 double get_number(const Knobs& knobs, const std::string& name, double low, double high) {
   const std::string& text = knobs.at(name);
   double value = 0;

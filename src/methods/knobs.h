@@ -18,10 +18,6 @@ struct KnobRow {
 // Defaults overlaid with `set`. Throws Error on an unknown name, listing the known ones.
 Knobs resolve_knobs(std::string_view method, std::span<const KnobRow> rows, const Knobs& set);
 
-// Those that tell fits apart, for names of caches: `exec` is no part of one where it is masked, which is how all
-// fits were trained before there was a choice.
-Knobs telling(Knobs);
-
 // Checked reads; the Error names the knob and what it wants.
 double get_number(const Knobs&, const std::string& name, double low, double high);
 double get_active(const Knobs&);  // "active": above 0 and at most 1
