@@ -30,7 +30,9 @@ program: deps
 	@cmake --build $(BUILD) -j $(JOBS) --target lte
 
 test: build
-	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS); code=$$?; \
+	awk '/: Skipped$$/ { getline; why[$$0]++ } END { for (w in why) print "skipped: " why[w] " cases: " w }' \
+	  $(BUILD)/Testing/Temporary/LastTest.log; exit $$code
 
 reproduce: program
 	@case "$(PROFILE)" in text|search) datasets/fetch.sh data;; esac
