@@ -33,6 +33,7 @@ int cmd_bench_step(const CommonArgs& c, StepSpec spec, bool profile) {
                     {"seq", spec.seq},
                     {"group", spec.group},
                     {"active", spec.active},
+                    {"dtype", spec.bf16 ? "bf16" : "f32"},
                     {"flops", r.flops},
                     {"bytes", r.bytes},
                     {"gemm_flops_per_s", r.gemm},

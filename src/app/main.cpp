@@ -202,6 +202,7 @@ void add_bench_step(CLI::App& app, Args& a, int& code) {
       ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str();
   c->add_flag("--decode", s.decode, "one token at the end of the sequence, in place of training");
+  c->add_flag("--bf16", s.bf16, "weights of bf16; wants --decode and a backend like cpu+simd");
   c->add_flag("--cpu-time", s.cpu_time,
               "count time on the processor, not the wall clock's; wants --threads 1");
   c->add_flag("--profile", a.profile, "show where the time goes, by operation");

@@ -41,6 +41,7 @@ struct Bench {
     }
     Backend plain = open_backend("auto", s.threads);
     if (s.group) plan = with_density(plain, params, plan, s.active);
+    if (s.bf16) params = to_bf16(params);
     set.tokens = random_tokens(50000, cfg.vocab);
   }
 
@@ -79,7 +80,8 @@ struct Bench {
       if (i >= 0) seconds.push_back(now() - start);
     }
     const Open o = open_gates(plan, state, B);
-    decoded = model_traffic(cfg, plan, o.active, o.loaded, static_cast<double>(S), B, 1);
+    decoded =
+        model_traffic(cfg, plan, o.active, o.loaded, static_cast<double>(S), B, 1, params.dtype);
     return seconds;
   }
 
@@ -109,6 +111,7 @@ void profile_row(Bench& bench, Backend& be, StepRow& row) {
 
 StepReport bench_step(const StepSpec& spec) {
   LTE_CHECK(!spec.cpu_time || spec.threads == 1, "processor time wants --threads 1");
+  LTE_CHECK(!spec.bf16 || spec.decode, "weights of bf16 are for --decode");
   Bench bench(spec);
   std::vector<Backend> backends;
   for (const std::string& name : spec.backends)

@@ -19,6 +19,7 @@ struct StepSpec {
   double active = 1;  // share of experts that the gates open
   int rounds = 9, steps = 3, threads = 0;
   bool decode = false;  // one token at a time at the end of the sequence, in place of training
+  bool bf16 = false;    // matrices of bf16, to decode
   bool cpu_time =
       false;  // this thread's time on its processor, not the wall clock's: wants threads 1
 };
@@ -37,7 +38,7 @@ struct StepReport {
   double bound = 0;             // seconds: flops / gemm, or bytes / stream
   std::vector<StepRow> rows;
 };
-// Throws Error where cpu_time is wanted of more than one thread. Backends take turns, `rounds` times `steps` steps each.
+// Throws Error where cpu_time is wanted of more than one thread, or bf16 to train. Backends take turns, `rounds` times `steps` steps each.
 StepReport bench_step(const StepSpec&);
 
 }  // namespace lte
