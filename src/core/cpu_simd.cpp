@@ -91,12 +91,14 @@ void times_rows(Ctx& ctx, Tensor out, Tensor x, Tensor w, bool add) {
   s.pack(ctx, x);
   constexpr int64_t kBlock = 32;  // rows that stay near while all tokens pass
   const int64_t pieces = simd::count_pieces(M, cost_of(rows, N), 128);
+  const bool alone = cpu(ctx).pool.size() == 1;  // then this thread reads the next piece too
   simd::for_pieces(ctx, M, pieces, [&](int64_t begin, int64_t end, int thread, int64_t) {
     float* part = add ? cpu(ctx).workspace<float>(thread, N * kBlock) : nullptr;
     for (int64_t r = begin; r < end; r += kBlock) {
       const int64_t n = std::min(kBlock, end - r);
       float* o = out.as<float>() + r;
-      simd::dots(add ? part : o, add ? n : M, rows.from(r), n, s.x, N);
+      const void* next = r + n < (alone ? M : end) ? rows.from(r + n).data : nullptr;
+      simd::dots(add ? part : o, add ? n : M, rows.from(r), n, s.x, N, next);
       for (int64_t i = 0; add && i < N * n; ++i) o[i / n * M + i % n] += part[i];
     }
   });

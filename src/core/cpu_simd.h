@@ -30,13 +30,16 @@ struct Rows {
   }
 };
 
+// `next`, in both: rows of the same width that the caller reads after these, or null; they are asked for ahead.
+
 // out[n * ld + r] = w[r] . x[n], x[n] in planes                              r < rows, n < tokens
-void dots(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens);
+void dots(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens,
+          const void* next = nullptr);
 
 // y[n] += sum over r of h[n * ld + r] w[r], y[n] in planes, over the words [begin, end) of a row;
 // begin and a plane's length are multiples of 64
 void add_rows(float* const* y, int64_t tokens, const float* h, int64_t ld, Rows w, int64_t rows,
-              int64_t begin, int64_t end);
+              int64_t begin, int64_t end, const void* next = nullptr);
 
 // Names of what this build and this processor have, best first ("AVX3", "AVX2", "EMU128"), and a test's
 // way to make the kernels use one of them; "" lets the processor choose again. Not while kernels run.

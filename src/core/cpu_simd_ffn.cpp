@@ -20,14 +20,15 @@ struct Layer {
 };
 
 // h[i, 0..rows) of tokens list[i], the gates multiplied in, for the neurons [j, j + rows). x[i] are the
-// tokens in planes; `work` has room for two more of h.
+// tokens in planes; `work` has room for two more of h. The rows of down come next.
 void hidden_of(const Layer& f, int64_t j, int64_t rows, const int32_t* list, int64_t n,
                const float* const* x, float* h, float* work) {
   const int64_t size = n * rows;
   float *u = work, *g = work + size;
   if (f.up.data) {
-    if (f.gate_w.data && !f.known) dots(g, rows, f.gate_w.from(j), rows, x, n);
-    dots(u, rows, f.up.from(j), rows, x, n);
+    const Rows up = f.up.from(j);
+    if (f.gate_w.data && !f.known) dots(g, rows, f.gate_w.from(j), rows, x, n, up.data);
+    dots(u, rows, up, rows, x, n, f.down.from(j).data);
     for (int64_t i = 0; f.up_bias && i < size; ++i) u[i] += f.up_bias[j + i % rows];
   }
   if (f.known) {
@@ -44,6 +45,12 @@ void hidden_of(const Layer& f, int64_t j, int64_t rows, const int32_t* list, int
     const float* gate = f.gates + list[i] * f.E;
     for (int64_t r = 0; r < rows; ++r) h[i * rows + r] *= gate[(j + r) / f.G];
   }
+}
+
+// What is read first of the i-th selected neuron.
+const void* first_row(const Layer& f, const int32_t* active, int64_t i) {
+  const Rows& first = f.gate_w.data && !f.known ? f.gate_w : f.up.data ? f.up : f.down;
+  return first.from(active[i / f.G] * f.G + i % f.G).data;
 }
 
 // Few tokens: the neurons of the selected experts are cut into pieces of one length, wherever an expert
@@ -79,8 +86,9 @@ void few_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
       const int64_t n = f.count[e];
       for (int64_t i = 0; i < n; ++i) xs[i] = s.x[list[i]], ys[i] = y[list[i]];
       hidden_of(f, j, rows, list, n, xs, h, h + n * rows);
-      add_rows(ys, n, h, rows, f.down.from(j), rows, 0, f.down.words());
       begin += rows;
+      const void* next = begin < end ? first_row(f, active, begin) : nullptr;
+      add_rows(ys, n, h, rows, f.down.from(j), rows, 0, f.down.words(), next);
     }
   });
   s.reduce(ctx, out, pieces, false);

@@ -26,6 +26,8 @@ using V = hn::Vec<F>;
 constexpr int64_t kLanes = HWY_LANES(float);
 // Tokens that share the rows in registers: 4 rows times so many sums, the rows, and one factor.
 constexpr int kTokens = HWY_TARGET == HWY_AVX3 ? 6 : 3;
+// So few tokens wait for memory; more wait for arithmetic.
+constexpr int kAlong = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 
 template <bool kHalf>
 struct Pair {  // the floats of one vector of words
@@ -58,22 +60,34 @@ HWY_INLINE Pair<kHalf> load_some(const uint8_t* p, int64_t bytes) {
   return split<kHalf>(hn::Load(U(), words));
 }
 
+// Rows that are asked for before they are read. Into the second cache: the first one holds x and the
+// sums, and rows asked for into it push each other out (measured: slower than not asking).
+constexpr int64_t kAhead = 8;
+
 struct Span {
-  const uint8_t* data;
-  int64_t bytes, words, plane;  // of a row
-  explicit Span(const Rows& w)
+  const uint8_t *data, *next;
+  int64_t rows, bytes, words, plane;  // bytes, words, plane: of a row
+  Span(const Rows& w, int64_t rows, const void* next)
       : data(static_cast<const uint8_t*>(w.data)),
+        next(static_cast<const uint8_t*>(next)),
+        rows(rows),
         bytes(w.bytes()),
         words(w.words()),
         plane(w.plane()) {}
+  // The rows to ask for while R rows from `row` on are read: where none are known, those themselves.
+  const uint8_t* ahead(int64_t row, int R) const {
+    if (row + kAhead + R <= rows) return data + (row + kAhead) * bytes;
+    return next && row + kAhead >= rows ? next + (row + kAhead - rows) * bytes : data + row * bytes;
+  }
 };
+HWY_INLINE void ask_for(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
 // R rows times N tokens; kUnroll independent sums of each, so that additions do not wait.
 template <bool kHalf, int R, int N, int kUnroll>
 HWY_INLINE void dot_tile(float* out, int64_t ld, const Span& w, int64_t row,
                          const float* const* x) {
   const F f;
-  const uint8_t* p = w.data + row * w.bytes;
+  const uint8_t *p = w.data + row * w.bytes, *ahead = w.ahead(row, R);
   V sum[kUnroll][R][N];
   for (int k = 0; k < kUnroll; ++k) {
     for (int r = 0; r < R; ++r) {
@@ -82,7 +96,10 @@ HWY_INLINE void dot_tile(float* out, int64_t ld, const Span& w, int64_t row,
   }
   const auto step = [&](int k, int64_t i, auto&& load_row) HWY_ATTR {
     Pair<kHalf> a[R];
-    for (int r = 0; r < R; ++r) a[r] = load_row(p + r * w.bytes + 4 * i);
+    for (int r = 0; r < R; ++r) {
+      if constexpr (N <= kAlong) ask_for(ahead + r * w.bytes + 4 * i);
+      a[r] = load_row(p + r * w.bytes + 4 * i);
+    }
     for (int n = 0; n < N; ++n) {
       for (int h = 0; h < (kHalf ? 2 : 1); ++h) {
         const V b = hn::Load(f, x[n] + h * w.plane + i);
@@ -119,11 +136,9 @@ HWY_INLINE void with_tokens(int64_t tokens, Tile&& tile) {
 }
 
 // Several rows at once: a token's vector is loaded once for them, and does not push itself and them out
-// of the nearest cache. Eight neighbouring rows are read faster than one (measured: 1.1 to 1.5 times);
-// prefetching whole rows by hand made it slower at every distance tried.
+// of the nearest cache.
 template <int N>
 constexpr int kRows = std::min(8u, std::bit_floor(4u * kTokens / N));  // divides experts of 32
-constexpr int kAlong = HWY_TARGET == HWY_AVX3 ? 4 : 2;                 // see add_rows_of
 constexpr int64_t kRowBlock = 32;    // rows that stay near while all tokens pass
 constexpr int64_t kWordBlock = 512;  // words of a row that do, with the sums that they are added to
 
@@ -135,8 +150,8 @@ void dots_of(float* out, int64_t ld, const Span& w, int64_t r, int64_t rows,
 }
 
 template <bool kHalf>
-void dots_as(float* out, int64_t ld, const Span& w, int64_t rows, const float* const* x,
-             int64_t tokens) {
+void dots_as(float* out, int64_t ld, const Span& w, const float* const* x, int64_t tokens) {
+  const int64_t rows = w.rows;
   const int64_t block = tokens > kTokens ? kRowBlock : rows;
   for (int64_t r = 0; r < rows; r += block) {
     for (int64_t n = 0; n < tokens; n += kTokens) {
@@ -151,14 +166,17 @@ template <bool kHalf, int R, int N>
 HWY_INLINE void add_tile(float* const* y, const float* h, int64_t ld, const Span& w, int64_t row,
                          int64_t begin, int64_t end) {
   const F f;
-  const uint8_t* p = w.data + row * w.bytes;
+  const uint8_t *p = w.data + row * w.bytes, *ahead = w.ahead(row, R);
   V scale[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) scale[r][n] = hn::Set(f, h[n * ld + row + r]);
   }
   const auto step = [&](int64_t i, auto&& load_row) HWY_ATTR {
     Pair<kHalf> a[R];
-    for (int r = 0; r < R; ++r) a[r] = load_row(p + r * w.bytes + 4 * i);
+    for (int r = 0; r < R; ++r) {
+      ask_for(ahead + r * w.bytes + 4 * i);
+      a[r] = load_row(p + r * w.bytes + 4 * i);
+    }
     for (int n = 0; n < N; ++n) {
       for (int k = 0; k < (kHalf ? 2 : 1); ++k) {
         float* to = y[n] + k * w.plane + i;
@@ -209,7 +227,7 @@ HWY_INLINE void add_strip(float* const* y, const float* h, int64_t ld, const Spa
   each([&](V& v, float* at) HWY_ATTR { hn::Store(v, f, at); });
 }
 
-// Few tokens wait for memory, so rows are read along; more wait for arithmetic.
+// Rows of few tokens are read along.
 template <bool kHalf, int N>
 void add_rows_of(float* const* y, const float* h, int64_t ld, const Span& w, int64_t r,
                  int64_t rows, int64_t begin, int64_t end) {
@@ -236,7 +254,8 @@ void add_rows_of(float* const* y, const float* h, int64_t ld, const Span& w, int
 
 template <bool kHalf>
 void add_rows_as(float* const* y, int64_t tokens, const float* h, int64_t ld, const Span& w,
-                 int64_t rows, int64_t begin, int64_t end) {
+                 int64_t begin, int64_t end) {
+  const int64_t rows = w.rows;
   const bool few = tokens <= kAlong;  // all of a row at a time, one row after the other
   const int64_t width = few ? end : kWordBlock, block = few ? rows : kRowBlock;
   for (int64_t first = 0; first < rows; first += block) {
@@ -252,13 +271,14 @@ void add_rows_as(float* const* y, int64_t tokens, const float* h, int64_t ld, co
   }
 }
 
-void dots_here(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x,
-               int64_t tokens) {
-  (w.bf16 ? dots_as<true> : dots_as<false>)(out, ld, Span(w), rows, x, tokens);
+void dots_here(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens,
+               const void* next) {
+  (w.bf16 ? dots_as<true> : dots_as<false>)(out, ld, Span(w, rows, next), x, tokens);
 }
 void add_rows_here(float* const* y, int64_t tokens, const float* h, int64_t ld, const Rows& w,
-                   int64_t rows, int64_t begin, int64_t end) {
-  (w.bf16 ? add_rows_as<true> : add_rows_as<false>)(y, tokens, h, ld, Span(w), rows, begin, end);
+                   int64_t rows, int64_t begin, int64_t end, const void* next) {
+  (w.bf16 ? add_rows_as<true> : add_rows_as<false>)(y, tokens, h, ld, Span(w, rows, next), begin,
+                                                    end);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -271,13 +291,14 @@ namespace lte::simd {
 HWY_EXPORT(dots_here);
 HWY_EXPORT(add_rows_here);
 
-void dots(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens) {
-  HWY_DYNAMIC_DISPATCH(dots_here)(out, ld, w, rows, x, tokens);
+void dots(float* out, int64_t ld, Rows w, int64_t rows, const float* const* x, int64_t tokens,
+          const void* next) {
+  HWY_DYNAMIC_DISPATCH(dots_here)(out, ld, w, rows, x, tokens, next);
 }
 
 void add_rows(float* const* y, int64_t tokens, const float* h, int64_t ld, Rows w, int64_t rows,
-              int64_t begin, int64_t end) {
-  HWY_DYNAMIC_DISPATCH(add_rows_here)(y, tokens, h, ld, w, rows, begin, end);
+              int64_t begin, int64_t end, const void* next) {
+  HWY_DYNAMIC_DISPATCH(add_rows_here)(y, tokens, h, ld, w, rows, begin, end, next);
 }
 
 std::vector<std::string> targets() {
