@@ -66,6 +66,7 @@ Profiled profiled(const Backend& inner) {
     if (inner.ops.*kEntry) p.backend.ops.*kEntry = Timed<kEntry, decltype(kEntry)>::call;
     p.clock->times.push_back({.name = name});
   });
+  p.backend.ops.record = nullptr, p.backend.ops.replay = nullptr;
   p.backend.ctx = p.clock;
   return p;
 }

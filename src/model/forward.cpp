@@ -163,6 +163,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
                       (f.router == RouterKind::linear && f.squash != Squash::kept_softmax);
     LTE_CHECK(run.gate == Gate::hard || soft, "forward: this plan has no soft gates");
   }
+  LTE_CHECK(!chunk.at || state.keep == Keep::one_layer,
+            "forward: what is kept for the backward pass wants a position that is known");
   const bool fits = chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
                     chunk.pos + chunk.T <= state.S &&
                     (state.keep == Keep::one_layer ||
