@@ -132,6 +132,7 @@ Backend open_cuda(std::string_view base) {
   fill_cuda_gates(b.ops);
   fill_cuda_gathered(b.ops);
   fill_cuda_graph(b.ops);
+  fill_cuda_router(b.ops);
   fill_cuda_sample(b.ops);
   fill_cuda_loss(b.ops);
   return b;

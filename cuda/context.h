@@ -214,6 +214,7 @@ void fill_cuda_experts(Ops&);    // experts.cu
 void fill_cuda_gates(Ops&);      // gates.cu
 void fill_cuda_gathered(Ops&);   // gathered.cu
 void fill_cuda_graph(Ops&);      // graph.cu
+void fill_cuda_router(Ops&);     // router.cu
 void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 

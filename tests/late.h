@@ -201,13 +201,17 @@ inline Backend open_late() {
     using Entry = decltype(kEntry);
     if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)> &&
                   !std::is_same_v<Entry, decltype(&Ops::record)> &&
-                  !std::is_same_v<Entry, decltype(&Ops::replay)>) {
+                  !std::is_same_v<Entry, decltype(&Ops::replay)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::route_linear)>) {
       b.ops.*kEntry = Later<kEntry>::call;
     }
   });
   b.ops.finish = late_finish, b.ops.copy_list = late_copy;
   b.ops.record = late_record, b.ops.replay = late_replay;
   b.ops.keeps_row_sums = [](Ctx&) { return false; };
+  b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
+    return false;
+  };
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;
   b.ops.cross_entropy = LaterListed<&Ops::cross_entropy, 3>::call;

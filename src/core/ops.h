@@ -195,6 +195,12 @@ struct Ops {
   // Compaction: count[e] = number of tokens with gate != 0; index[e, 0..count) = those tokens,
   // ascending                                        index[E,N] count[E] (i32) gates[N,E]
   void (*route)(Ctx&, Tensor index, Tensor count, Tensor gates);
+  // A linear router by one entry: scores = 1 / (1 + exp(-(x w' + b))), gates = scores > cut, and the
+  // compaction of `route`, as gemm, bias_add, sigmoid, gate and route would do it. False where the
+  // shapes are none for it: nothing is done. Null where a backend has no such kernel.
+  // x[N,D] w[E,D] b[E] or absent
+  bool (*route_linear)(Ctx&, Tensor scores, ExpertLists out, Tensor x, Tensor w, Tensor b,
+                       double cut);
   // Gathered execution: out[n,:] = sum over selected e of gates[n,e] * sum over j in e of
   // h[n,j] * down[j,:], with h = act(x . up[j] + up_bias[j]), or act(x . gate_w[j]) * (x . up[j]) with
   // gate_w. Where `known` is given, it is act(x . gate_w[j]), or with up absent h itself.

@@ -42,7 +42,9 @@ struct Timed<kEntry, R (*Ops::*)(Ctx&, Args...)> {
       (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
       p.inner.finish();  // a GPU has only enqueued it
     } else {
-      return (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+      const R result = (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+      p.inner.finish();
+      return result;
     }
   }
 };
