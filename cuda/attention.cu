@@ -9,7 +9,7 @@ namespace {
 // Grid (rows, groups of heads); shared memory for two numbers a pair.
 constexpr int kRopeHeads = 8;
 template <class T>
-__global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_, int64_t pos,
+__global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_, Position pos,
                             double theta, bool inverse) {
   T *c = dynamic_shared<T>(), *s = c + half;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -41,7 +41,8 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
                     static_cast<unsigned>(pieces(heads, kRopeHeads)));
     launch(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
            static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
-           static_cast<int>(heads), static_cast<int>(half), chunk.T, chunk.pos, theta, inverse);
+           static_cast<int>(heads), static_cast<int>(half), chunk.T, Position(chunk), theta,
+           inverse);
   });
 }
 
@@ -49,7 +50,8 @@ template <class T>
 struct StoreKv {
   T *k, *v;
   const T* qkv;
-  int64_t width, S, T_, pos, H, K, C;
+  int64_t width, S, T_, H, K, C;
+  Position pos;
   __device__ void operator()(int64_t i) const {  // i over [B,T,K,C]
     const int64_t n = i / (K * C), head = i / C % K, c = i % C;
     const int64_t to = ((n / T_ * K + head) * S + pos + n % T_) * C + c;
@@ -62,8 +64,8 @@ void store_kv(Ctx& ctx, Tensor k, Tensor v, Tensor qkv, Chunk chunk, HeadShape s
   LTE_CHECK(chunk.pos + chunk.T <= k.dim[2], "store_kv: the key-value cache is full");
   with_type(k, [&]<class T>() {
     each(ctx, chunk.B * chunk.T * s.K * s.C,
-         StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, chunk.pos,
-                    s.H, s.K, s.C});
+         StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, s.H, s.K, s.C,
+                    Position(chunk)});
   });
 }
 
@@ -122,6 +124,7 @@ __global__ void softmax_backward_kernel(T* dp, const T* probs, int64_t reach, T 
 template <class T>
 void stored_attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v,
                       Chunk chunk, HeadShape s) {
+  LTE_CHECK(!chunk.at, "attention: stored probabilities want a position that is known");
   CudaCtx& c = cuda(ctx);
   const int64_t S = k.dim[2], reach = chunk.pos + chunk.T, width = qkv.cols(), group = s.H / s.K;
   const int64_t tile = chunk.T * reach;
@@ -157,7 +160,7 @@ void online_attention(Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chun
                           .width = qkv.cols(),
                           .S = k.dim[2],
                           .T_ = chunk.T,
-                          .pos = chunk.pos,
+                          .pos = Position(chunk),
                           .H = static_cast<int>(s.H),
                           .K = static_cast<int>(s.K),
                           .C = static_cast<int>(s.C),

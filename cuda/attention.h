@@ -9,7 +9,8 @@ namespace lte {
 template <class T>
 struct AttentionIn {
   const T *qkv, *k, *v;  // [N, width] [B,K,S,C] [B,K,S,C]
-  int64_t width, S, T_, pos;
+  int64_t width, S, T_;
+  Position pos;
   int H, K, C;
   T scale;
 

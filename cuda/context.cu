@@ -56,7 +56,8 @@ CudaCtx::CudaCtx() {
   check_blas(cublasCreate(&blas), "cublasCreate");
   check_blas(cublasSetStream(blas, stream), "cublasSetStream");
   grow(blas_space, size_t{32} << 20);  // one of its own, so that graphs can be captured
-  check_blas(cublasSetWorkspace(blas, blas_space.data, blas_space.capacity), "cublasSetWorkspace");
+  check_blas(cublasSetWorkspace(blas, blas_space.data.get(), blas_space.capacity),
+             "cublasSetWorkspace");
   grow(scratch, size_t{32} << 20);
   grow(lists, size_t{1} << 20);
 }
@@ -64,23 +65,32 @@ CudaCtx::CudaCtx() {
 CudaCtx::~CudaCtx() {
   if (stream) cudaStreamSynchronize(stream);
   if (blas) cublasDestroy(blas);
-  for (Buffer* b : {&scratch, &lists, &blas_space}) cudaFree(b->data);
+  for (Buffer* b : {&scratch, &lists, &blas_space}) b->data.reset();
   if (stream) cudaStreamDestroy(stream);
 }
 
 void CudaCtx::grow(Buffer& b, size_t bytes) {
   if (bytes <= b.capacity) return;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
-  LTE_CHECK(status == cudaStreamCaptureStatusNone,
-            "a graph is captured, and an operation wants more scratch than it had before");
+  LTE_CHECK(!recording(*this),
+            "a graph is recorded, and an operation wants more scratch than it had before");
   check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-  check_cuda(cudaFree(b.data), "cudaFree");
   b = {};
   bytes += bytes / 4;
   void* data = nullptr;
   check_cuda(cudaMalloc(&data, bytes), "cudaMalloc of scratch");
-  b = {static_cast<char*>(data), bytes};
+  b = {{static_cast<char*>(data), [](char* p) { cudaFree(p); }}, bytes};
+}
+
+bool recording(CudaCtx& c) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(c.stream, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+bool on_device(const Tensor& t) {
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, t.data), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
 }
 
 void check_blas(cublasStatus_t status, const char* what) {
@@ -89,17 +99,14 @@ void check_blas(cublasStatus_t status, const char* what) {
 }
 
 const int32_t* device_list(CudaCtx& c, const Tensor& list) {
-  cudaPointerAttributes attributes{};
-  check_cuda(cudaPointerGetAttributes(&attributes, list.data), "cudaPointerGetAttributes");
-  if (attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged) {
-    return ptr<const int32_t>(list);
-  }
+  if (on_device(list)) return ptr<const int32_t>(list);
+  LTE_CHECK(!recording(c), "a graph is recorded, and a list lies in the host's memory");
   // Work that reads the last list was enqueued before this copy; pageable memory is read at once.
   c.grow(c.lists, list.bytes());
-  check_cuda(
-      cudaMemcpyAsync(c.lists.data, list.data, list.bytes(), cudaMemcpyHostToDevice, c.stream),
-      "copying a list to the GPU");
-  return reinterpret_cast<const int32_t*>(c.lists.data);
+  check_cuda(cudaMemcpyAsync(c.lists.data.get(), list.data, list.bytes(), cudaMemcpyHostToDevice,
+                             c.stream),
+             "copying a list to the GPU");
+  return reinterpret_cast<const int32_t*>(c.lists.data.get());
 }
 
 std::string gpu_missing(std::string_view base) {
@@ -124,6 +131,9 @@ Backend open_cuda(std::string_view base) {
   fill_cuda_experts(b.ops);
   fill_cuda_gates(b.ops);
   fill_cuda_gathered(b.ops);
+  fill_cuda_graph(b.ops);
+  fill_cuda_router(b.ops);
+  fill_cuda_sample(b.ops);
   fill_cuda_loss(b.ops);
   return b;
 }

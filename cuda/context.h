@@ -15,9 +15,9 @@ struct CudaCtx : Ctx {
   cudaStream_t stream = nullptr;
   cublasHandle_t blas = nullptr;
   // Scratch of one operation at a time, and lists that came from the host. Both grow where a larger
-  // shape is met for the first time, never while a graph is captured.
+  // shape is met for the first time, never while a graph is recorded; graphs keep what they were recorded with.
   struct Buffer {
-    char* data = nullptr;
+    std::shared_ptr<char> data;
     size_t capacity = 0;
   };
   Buffer scratch, lists, blas_space;
@@ -32,13 +32,15 @@ struct CudaCtx : Ctx {
   template <class T>
   T* workspace(int64_t count) {
     grow(scratch, static_cast<size_t>(count) * sizeof(T));
-    return reinterpret_cast<T*>(scratch.data);
+    return reinterpret_cast<T*>(scratch.data.get());
   }
 };
 
 inline CudaCtx& cuda(Ctx& ctx) { return static_cast<CudaCtx&>(ctx); }
 
 void check_blas(cublasStatus_t, const char* what);  // throws if not "success"
+bool recording(CudaCtx&);                           // a graph
+bool on_device(const Tensor&);                      // or in memory that it shares with the host
 // The list on the device: itself where it lies there, else copied there, in the stream's order.
 const int32_t* device_list(CudaCtx&, const Tensor& list);
 
@@ -72,6 +74,14 @@ void with_types(const Tensor& t, const Tensor& weight, F&& f) {
     with_type(t, [&]<class T>() { f.template operator()<T, T>(); });
   }
 }
+
+// The position of a chunk as kernels have it.
+struct Position {
+  int64_t pos;
+  const int32_t* at;
+  explicit Position(const Chunk& c) : pos(c.pos), at(c.at) {}
+  __device__ operator int64_t() const { return at ? pos + *at : pos; }
+};
 
 inline int64_t pieces(int64_t n, int64_t grain) { return (n + grain - 1) / grain; }
 // Blocks of a grid whose threads walk on by the grid's size.
@@ -203,6 +213,9 @@ void fill_cuda_ffn(Ops&);        // ffn.cu
 void fill_cuda_experts(Ops&);    // experts.cu
 void fill_cuda_gates(Ops&);      // gates.cu
 void fill_cuda_gathered(Ops&);   // gathered.cu
+void fill_cuda_graph(Ops&);      // graph.cu
+void fill_cuda_router(Ops&);     // router.cu
+void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 
 }  // namespace lte

@@ -9,7 +9,8 @@ struct Embed {
   T* out;
   const int32_t* token;
   const W *wte, *wpe;
-  int64_t D, T_, pos;
+  int64_t D, T_;
+  Position pos;
   __device__ void operator()(int64_t i) const {
     const int64_t n = i / D, d = i % D;
     T x = to_float(wte[token[n] * D + d]);
@@ -22,7 +23,8 @@ void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk ch
   const int32_t* token = device_list(cuda(ctx), tokens);
   with_types(out, wte, [&]<class T, class W>() {
     each(ctx, out.size(),
-         Embed<T, W>{ptr<T>(out), token, ptr<W>(wte), ptr<W>(wpe), out.cols(), chunk.T, chunk.pos});
+         Embed<T, W>{ptr<T>(out), token, ptr<W>(wte), ptr<W>(wpe), out.cols(), chunk.T,
+                     Position(chunk)});
   });
 }
 

@@ -261,7 +261,16 @@ Work whole_work(Session& s, std::shared_ptr<Whole> w, bool dense_only) {
   const Plan& plan = dense_only ? w->dense : w->plan;
   const double context =
       static_cast<double>(w->chunk.pos) + 0.5 * static_cast<double>(w->chunk.T + 1);
+  if (w->chunk.T == 1) {
+    w->step = make_decode_step(s.backend, w->chunk.B);
+    w->dense_step = make_decode_step(s.backend, w->chunk.B);
+  }
   const auto run = [&s, w](const Plan& p) {
+    if (w->chunk.T == 1) {
+      decode(s.backend, *w->params, p, w->tokens, w->chunk.pos, {Gate::hard, Exec::gathered},
+             w->state, &p == &w->dense ? w->dense_step : w->step);
+      return;
+    }
     forward(s.backend, *w->params, p, view(w->tokens), w->chunk, {Gate::hard, Exec::gathered},
             w->state);
   };

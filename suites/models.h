@@ -4,7 +4,7 @@
 #include "bench/run_folder.h"
 #include "bench/synthetic.h"
 #include "harness.h"
-#include "model/forward.h"
+#include "model/decode.h"
 
 namespace lte {
 
@@ -81,6 +81,7 @@ struct Whole {
   State state;
   Chunk chunk;
   std::vector<int32_t> tokens;  // of the next call
+  DecodeStep step = {}, dense_step = {};
 };
 // The row's work but for `load`: forward over the chunk, gathered, beside the dense plan on the same
 // weights; checked on the first sequences or the first tokens. With `dense_only` the dense model is

@@ -1,9 +1,7 @@
-// Sampling and generation: against whole forward passes, and against the softmax.
+// Generation: against whole forward passes.
 #include "model/generate.h"
 
 #include <fmt/format.h>
-
-#include <numeric>
 
 #include "testing.h"
 
@@ -171,67 +169,6 @@ TEST(GenerateDeathTest, ContextOfOneTokenWorksOrIsRefused) {
     }
   };
   EXPECT_EXIT(generates(), ::testing::ExitedWithCode(0), "");
-}
-
-// ---- sample
-
-constexpr float kLogits[] = {0.5f, -1, 2, 1.25f, -4, 2, 0, 1};
-
-// Draws; tests that what is allowed comes as often as its softmax says (chi-square, fixed seed).
-void expect_softmax(const Sampling& how, const std::vector<int>& allowed) {
-  constexpr int kDraws = 40000;
-  Rng rng(how.seed);
-  std::vector<int> count(std::size(kLogits));
-  for (int i = 0; i < kDraws; ++i) ++count[static_cast<size_t>(sample(kLogits, how, rng))];
-  EXPECT_EQ(std::accumulate(count.begin(), count.end(), 0), kDraws);
-  std::vector<double> share(std::size(kLogits));
-  double all = 0;
-  for (int t : allowed)
-    all += share[static_cast<size_t>(t)] = std::exp(kLogits[t] / how.temperature);
-  double chi = 0;
-  for (size_t t = 0; t < count.size(); ++t) {
-    const double expected = kDraws * share[t] / all;
-    if (expected == 0) {
-      EXPECT_EQ(count[t], 0) << "token " << t;
-    } else {
-      chi += (count[t] - expected) * (count[t] - expected) / expected;
-    }
-  }
-  EXPECT_LT(chi, 24.3) << "0.1 % of chi-square with 7 degrees of freedom";
-}
-
-TEST(Sample, FollowsTheSoftmax) {
-  const std::vector<int> all = {0, 1, 2, 3, 4, 5, 6, 7};
-  for (double temperature : {0.5, 1.0, 3.0}) {
-    for (uint64_t seed : {1, 2}) expect_softmax({.temperature = temperature, .seed = seed}, all);
-  }
-  expect_softmax({.temperature = 1, .top_k = 100}, all);
-  expect_softmax({.temperature = 1, .top_k = 8}, all);
-}
-
-// The ids 2 and 5 tie; of ties the smaller id comes first.
-TEST(Sample, NarrowsToTheLikeliest) {
-  Rng rng(1);
-  EXPECT_EQ(sample(kLogits, {}, rng), 2);
-  expect_softmax({.temperature = 1, .top_k = 1}, {2});
-  expect_softmax({.temperature = 1, .top_k = 2}, {2, 5});
-  expect_softmax({.temperature = 2, .top_k = 3}, {2, 5, 3});
-  // At temperature 1 the shares are .335 .335 .158 .123 .075 ...
-  expect_softmax({.temperature = 1, .top_p = 0.3}, {2});
-  expect_softmax({.temperature = 1, .top_p = 0.6}, {2, 5});
-  expect_softmax({.temperature = 1, .top_p = 0.7}, {2, 5, 3});
-  expect_softmax({.temperature = 1, .top_k = 4, .top_p = 0.5}, {2, 5});
-}
-
-TEST(Sample, TakesExtremeLogits) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  Rng rng(1);
-  const float one[] = {-7}, low[] = {-kInf, -kInf, 3, -kInf}, wide[] = {1e30f, -1e30f, 0};
-  for (int i = 0; i < 100; ++i) {
-    EXPECT_EQ(sample(one, {.temperature = 1}, rng), 0);
-    EXPECT_EQ(sample(low, {.temperature = 9}, rng), 2);
-    EXPECT_EQ(sample(wide, {.temperature = 9}, rng), 0);
-  }
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ struct LateMemory {
   std::map<char*, size_t> blocks = {};         // that are alive
   std::multimap<size_t, char*> released = {};  // by size
   bool pending = false;                        // work is enqueued
-  int64_t waits = 0;
+  int64_t waits = 0, replays = 0;
   int touches = 0;  // how often the host touched it while work was enqueued; it is then opened
 
   // Not at every wait of a long run, which would take minutes: its code is the same again and again.
@@ -104,6 +104,14 @@ inline ExpertLists checked(ExpertLists l) {
 }
 inline PackedRows checked(PackedRows r) { return {checked(r.up), checked(r.gate), checked(r.act)}; }
 
+inline Draws checked(Draws d) {
+  return {checked(d.token), checked(d.step), checked(d.tokens), checked(d.uniform)};
+}
+inline std::vector<Tensor> checked(std::vector<Tensor> all) {
+  for (const Tensor& t : all) checked(t);
+  return all;
+}
+
 inline void late_enqueue(Late& late, std::function<void()> work) {
   late.queue.push_back(std::move(work));
   late_memory().close();
@@ -119,7 +127,11 @@ struct Later<kEntry> {
                  [&late, ... v = checked(a)] { (late.cpu.ops.*kEntry)(*late.cpu.ctx, v...); });
   }
 };
-// The same where argument number kList is a list of the host, which is copied at once.
+inline bool of_host(const Tensor& t) {
+  const LateMemory& m = late_memory();
+  return t.data < m.base || t.data >= m.base + m.kRange;
+}
+// The same where argument number kList may be a list of the host, which is copied at once.
 template <auto kEntry, size_t kList>
 struct LaterListed;
 template <class... A, void (*Ops::*kEntry)(Ctx&, A...), size_t kList>
@@ -128,6 +140,7 @@ struct LaterListed<kEntry, kList> {
     auto& late = static_cast<Late&>(ctx);
     std::tuple<A...> all(a...);
     const Tensor list = std::get<kList>(all);
+    if (!of_host(list)) return Later<kEntry>::call(ctx, a...);
     std::string copy = bits(list);
     late_enqueue(late, [&late, all, copy]() mutable {
       std::get<kList>(all).data = copy.data();
@@ -144,23 +157,61 @@ inline void late_finish(Ctx& ctx) {
   late_memory().pending = false, ++late_memory().waits;
 }
 
+inline void late_copy(Ctx& ctx, Tensor to, Tensor from) {
+  if (of_host(to)) {
+    late_finish(ctx);
+    std::memcpy(to.data, checked(from).data, to.bytes());
+  } else if (of_host(from)) {
+    late_enqueue(static_cast<Late&>(ctx), [to = checked(to), copy = bits(from)] {
+      std::memcpy(to.data, copy.data(), to.bytes());
+    });
+  } else {
+    late_enqueue(static_cast<Late&>(ctx), [to = checked(to), from = checked(from)] {
+      std::memcpy(to.data, from.data, to.bytes());
+    });
+  }
+}
+
+// A graph is what was enqueued.
+inline std::shared_ptr<void> late_record(Ctx& ctx, const std::function<void()>& work) {
+  auto& late = static_cast<Late&>(ctx);
+  auto before = std::exchange(late.queue, {});
+  const int64_t waits = late_memory().waits;
+  work();
+  LTE_CHECK(late_memory().waits == waits, "work that is recorded has waited");
+  return std::make_shared<decltype(before)>(std::exchange(late.queue, std::move(before)));
+}
+inline void late_replay(Ctx& ctx, void* graph) {
+  for (const auto& work : *static_cast<decltype(Late::queue)*>(graph))
+    late_enqueue(static_cast<Late&>(ctx), work);
+  ++late_memory().replays;
+}
+
 inline Backend open_late() {
   struct sigaction on_fault = {};
   on_fault.sa_sigaction = late_fault, on_fault.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &on_fault, nullptr);
   sigaction(SIGBUS, &on_fault, nullptr);
   late_memory().open();
-  late_memory().pending = false, late_touches() = 0, late_memory().waits = 0;
+  late_memory().pending = false, late_touches() = 0,
+  late_memory().waits = late_memory().replays = 0;
   Backend b{.name = "late", .ops = {}, .ctx = std::make_shared<Late>(), .memory = {}};
   b.memory = {late_make, late_release};
   visit_ops([&]<auto kEntry>(const char*) {
     using Entry = decltype(kEntry);
-    if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)>) {
+    if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::record)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::replay)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::route_linear)>) {
       b.ops.*kEntry = Later<kEntry>::call;
     }
   });
-  b.ops.finish = late_finish;
+  b.ops.finish = late_finish, b.ops.copy_list = late_copy;
+  b.ops.record = late_record, b.ops.replay = late_replay;
   b.ops.keeps_row_sums = [](Ctx&) { return false; };
+  b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
+    return false;
+  };
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;
   b.ops.cross_entropy = LaterListed<&Ops::cross_entropy, 3>::call;

@@ -96,6 +96,8 @@ TEST_P(LateFit, TrainsScoresAndGeneratesTheSameBits) {
     const std::vector<int32_t> prompt = {1, 2, 3};
     EXPECT_EQ(generate(cpu.be, a.params, a.plan, prompt, 8, -1, {}).tokens,
               generate(late.be, b.params, b.plan, prompt, 8, -1, {}).tokens);
+    EXPECT_EQ(late_touches(), 0);
+    EXPECT_GT(late_memory().replays, 0) << "scored and generated without a graph";
   }
 }
 

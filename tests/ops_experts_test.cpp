@@ -333,6 +333,55 @@ TEST_P(ExpertsTest, AdamW) {
   }
 }
 
+// One entry for what five do: scores within rounding, and gates and lists that are those of its scores.
+TEST_P(ExpertsTest, RouteLinearIsFiveOperations) {
+  if (!backends[0].ops.route_linear) GTEST_SKIP() << spec << " has no such kernel";
+  for (int64_t N : {1, 3, 4, 5, 16, 17}) {
+    for (const auto [E, D] : {Size{1, 1}, Size{7, 9}, Size{40, 64}}) {
+      for (bool half : {false, true}) {
+        if (half && dtype == DType::f64) continue;
+        SCOPED_TRACE(fmt::format("{} tokens, {} experts, {} wide, bf16 {}", N, E, D, half));
+        Tensor w = normal({E, D});
+        if (half) w = s.half(w);
+        const Tensor x = normal({N, D}), b = E == 7 ? Tensor{} : normal({E});
+        for (int64_t d = 0; d < D; ++d) put(x, d, 0);  // without a bias at the cut itself
+        const Tensor scores = blank({N, E}), gates = blank({N, E}), z = blank({N, E}),
+                     open = blank({N, E});
+        const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
+        const Tensor index5 = s.blank(DType::i32, {E, N}), count5 = s.blank(DType::i32, {E});
+        const std::string before = bits(scores) + bits(gates) + bits(index) + bits(count);
+        bool taken = false;
+        run({scores, gates, index, count}, [&](const Ops& o, Ctx& c) {
+          taken = o.route_linear(c, scores, {gates, index, count}, x, w, b, 0.5);
+        });
+        EXPECT_EQ(taken, N <= 16);
+        if (!taken) {
+          EXPECT_TRUE(bits(scores) + bits(gates) + bits(index) + bits(count) == before);
+          continue;
+        }
+        Backend& be = backends[0];
+        be.ops.gemm(*be.ctx, z, x, false, w, true);
+        if (b) be.ops.bias_add(*be.ctx, z, b);
+        be.ops.sigmoid(*be.ctx, z);
+        be.ops.gate(*be.ctx, open, scores, Rule::threshold, 0.5);
+        be.ops.route(*be.ctx, index5, count5, open);
+        be.finish();
+        // Products of more than 8 rows by weights of bf16 round x to bf16 first.
+        const double rounded = half && N > 8 ? 0.02 : 0;
+        expect_close(scores, z, tol(D, 3) + rounded, "scores");
+        expect_same_bits(gates, open, "gates");
+        expect_same_bits(index, index5, "lists");
+        expect_same_bits(count, count5, "counts");
+        if (E == 40) {
+          double opened = 0;
+          for (double g : values(gates)) opened += g;
+          EXPECT_TRUE(opened > 0 && opened < static_cast<double>(N * E)) << opened;
+        }
+      }
+    }
+  }
+}
+
 LTE_EVERY_BACKEND(ExpertsTest);
 
 }  // namespace

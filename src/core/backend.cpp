@@ -1,6 +1,8 @@
 // The tables of backends and variants, and the plain-loop variant that tests hold Eigen against.
 #include <fmt/format.h>
 
+#include <cstring>
+
 #include "core/cpu_fused.h"
 #include "core/gpu.h"
 
@@ -56,6 +58,9 @@ const Variant kVariants[] = {
 Backend open_cpu(int threads) {
   Backend b{.name = "cpu", .ops = {}, .ctx = std::make_shared<CpuCtx>(threads)};
   b.ops.finish = [](Ctx&) {};
+  b.ops.copy_list = [](Ctx&, Tensor to, Tensor from) {
+    std::memcpy(to.data, from.data, to.bytes());
+  };
   fill_linear(b.ops);
   fill_norm(b.ops);
   fill_attention(b.ops);
@@ -63,6 +68,7 @@ Backend open_cpu(int threads) {
   fill_experts(b.ops);
   fill_gathered(b.ops);
   fill_gathered_training(b.ops);
+  fill_sample(b.ops);
   fill_loss(b.ops);
   return b;
 }

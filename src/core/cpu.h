@@ -58,6 +58,12 @@ void with_type(const Tensor& t, F&& f) {
   }
 }
 
+// The chunk with its position known.
+inline Chunk placed(Chunk c) {
+  if (c.at) c.pos += *c.at, c.at = nullptr;
+  return c;
+}
+
 // Cuts [0, n) into ranges of `grain` and runs fn(begin, end, thread) on each. The cut depends on n
 // and grain only.
 template <class Fn>
@@ -108,6 +114,7 @@ void fill_ffn(Ops&);                // cpu_ffn.cpp
 void fill_experts(Ops&);            // cpu_experts.cpp
 void fill_gathered(Ops&);           // cpu_gathered.cpp
 void fill_gathered_training(Ops&);  // cpu_gathered_train.cpp
+void fill_sample(Ops&);             // cpu_sample.cpp
 void fill_loss(Ops&);               // cpu_loss.cpp
 
 // out = a b, or += where `add`: what `gemm` and `gemm_add` are without a variant.

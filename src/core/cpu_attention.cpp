@@ -6,6 +6,7 @@ namespace lte {
 namespace {
 
 void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double theta, bool inverse) {
+  chunk = placed(chunk);
   with_type(x, [&]<class T>() {
     auto m = matrix<T>(x);
     const int64_t half = C / 2;
@@ -39,6 +40,7 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
 }
 
 void store_kv(Ctx& ctx, Tensor k, Tensor v, Tensor qkv, Chunk chunk, HeadShape s) {
+  chunk = placed(chunk);
   const int64_t S = k.dim[2], width = qkv.cols();
   LTE_CHECK(chunk.pos + chunk.T <= S, "store_kv: the key-value cache is full");
   with_type(k, [&]<class T>() {
@@ -70,6 +72,7 @@ void causal_softmax(M& p, int64_t pos, T scale) {
 
 void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
                HeadShape s) {
+  chunk = placed(chunk);
   const int64_t S = k.dim[2], reach = chunk.pos + chunk.T, width = qkv.cols();
   with_type(out, [&]<class T>() {
     const T scale = T(1) / std::sqrt(static_cast<T>(s.C));

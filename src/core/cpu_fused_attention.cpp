@@ -108,6 +108,7 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
                HeadShape s) {
   if (probs.rank == 4 || (!probs && chunk.T < kTileRows))
     return plain_attention(ctx, out, probs, qkv, k, v, chunk, s);
+  chunk = placed(chunk);
   const int64_t S = k.dim[2], reach = chunk.pos + chunk.T, width = qkv.cols(), C = s.C;
   with_type(out, [&]<class T>() {
     const T scale = T(1) / std::sqrt(static_cast<T>(C));

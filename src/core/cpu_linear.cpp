@@ -95,7 +95,18 @@ void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
   });
 }
 
+void sums_add(Ctx&, Tensor sums, std::vector<Tensor> x) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    double sum = 0;
+    for (int64_t k = 0; x[i] && k < x[i].size(); ++k) {
+      sum += x[i].dtype == DType::i32 ? x[i].as<int32_t>()[k] : x[i].as<float>()[k];
+    }
+    sums.as<double>()[i] += sum;
+  }
+}
+
 void embed_bf16(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
+  chunk = placed(chunk);
   const int64_t D = out.cols();
   for_ranges(ctx, out.rows(), row_grain(D), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
@@ -111,6 +122,7 @@ void embed_bf16(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chu
 
 void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk chunk) {
   if (wte.dtype == DType::bf16) return embed_bf16(ctx, out, tokens, wte, wpe, chunk);
+  chunk = placed(chunk);
   const int32_t* token = tokens.as<int32_t>();
   with_type(out, [&]<class T>() {
     auto o = matrix<T>(out);
@@ -157,6 +169,7 @@ void fill_linear(Ops& ops) {
   ops.add = add;
   ops.fill = fill;
   ops.sum_squares = sum_squares;
+  ops.sums_add = sums_add;
   ops.embed = embed;
   ops.embed_backward_add = embed_backward_add;
 }

@@ -13,10 +13,12 @@
 // nullptr) means that the term is left out. Every result is the same for any number of threads.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -31,9 +33,12 @@ enum class Rule : uint8_t { all, threshold, top_k, cumulative, relative_max };
 // magnitude: sum |a| w;  norm: sqrt(sum (a w)^2);  positive: sum max(a, 0) (MoEfication).
 enum class Measure : uint8_t { magnitude, norm, positive };
 
-// Where a chunk lies: T tokens of each of B sequences, the first at position `pos` of S.
+// Where a chunk lies: T tokens of each of B sequences, the first at position `pos` of S, or where `at`
+// is given at pos + *at, a number in the backend's memory that is read when the work is done: the same
+// call then serves every position. Backward passes and stored probabilities want `at` absent.
 struct Chunk {
   int64_t B = 1, T = 1, pos = 0;
+  const int32_t* at = nullptr;
 };
 struct HeadShape {
   int64_t H, K, C;
@@ -47,6 +52,19 @@ struct GateLoss {
   double efficiency = 0,
          separability = 0;              // what a sum over all (token, expert) is multiplied with
   double tau = 0.5, eps = 0, clip = 0;  // clip 0: the separability term of a score is not clipped
+};
+
+// How a token is drawn: see Ops::sample.
+struct Sampling {
+  double temperature = 0;  // 0: greedy
+  int top_k = 0;           // 0: all
+  double top_p = 1;        // smallest set of tokens that holds this much probability
+  uint64_t seed = 0;       // of the uniform numbers
+};
+// A text that is being drawn: `step` tokens are there, and `token` is the last.
+struct Draws {
+  Tensor token, step, tokens;  // [1] [1] [n] (i32)
+  Tensor uniform;              // [n] (f64), in [0, 1); may be absent where the sampling is greedy
 };
 
 // A feed-forward layer's parameters, or their gradients.  up,gate_w,down[F,D] up_bias[F]
@@ -68,6 +86,15 @@ struct Ops {
   // Returns when all that was enqueued is done: the host may then read and write tensors. Every
   // other entry may return before its work is done, but takes tokens, targets and numbers at once.
   void (*finish)(Ctx&);
+  // Copies a list; one of the two, or both, lie in the backend's memory. `from` is taken at once, and a
+  // `to` of the host is there when this returns, as is all that was enqueued before.
+  void (*copy_list)(Ctx&, Tensor to, Tensor from);
+  // Work that is done again and again; both entries are null where a backend has no graphs. `record`
+  // calls `work`, whose operations are not done but become a graph; `replay` enqueues them, with the
+  // tensors and numbers that they were given. They must have been done once before, may neither wait
+  // nor copy lists, and take tokens from the backend's memory alone.
+  std::shared_ptr<void> (*record)(Ctx&, const std::function<void()>& work);
+  void (*replay)(Ctx&, void* graph);
 
   // == Embedding
 
@@ -99,6 +126,8 @@ struct Ops {
   void (*fill)(Ctx&, Tensor out, double value);
   // sum[1] (f64) = sum of squares of x, taken in pieces of a fixed size
   void (*sum_squares)(Ctx&, Tensor sum, Tensor x);
+  // sums[i] += the sum of all of x[i] in double: numbers (f32), a list, or absent        sums (f64)
+  void (*sums_add)(Ctx&, Tensor sums, std::vector<Tensor> x);
 
   // == Attention
 
@@ -166,6 +195,12 @@ struct Ops {
   // Compaction: count[e] = number of tokens with gate != 0; index[e, 0..count) = those tokens,
   // ascending                                        index[E,N] count[E] (i32) gates[N,E]
   void (*route)(Ctx&, Tensor index, Tensor count, Tensor gates);
+  // A linear router by one entry: scores = 1 / (1 + exp(-(x w' + b))), gates = scores > cut, and the
+  // compaction of `route`, as gemm, bias_add, sigmoid, gate and route would do it. False where the
+  // shapes are none for it: nothing is done. Null where a backend has no such kernel.
+  // x[N,D] w[E,D] b[E] or absent
+  bool (*route_linear)(Ctx&, Tensor scores, ExpertLists out, Tensor x, Tensor w, Tensor b,
+                       double cut);
   // Gathered execution: out[n,:] = sum over selected e of gates[n,e] * sum over j in e of
   // h[n,j] * down[j,:], with h = act(x . up[j] + up_bias[j]), or act(x . gate_w[j]) * (x . up[j]) with
   // gate_w. Where `known` is given, it is act(x . gate_w[j]), or with up absent h itself.
@@ -195,6 +230,16 @@ struct Ops {
   // out[n,:] = sum over j with x[n,j] != 0 of x[n,j] wt[j,:]: rows of wt whose inputs are all 0 are
   // never read                                                       out[N,F] x[N,D] wt[D,F]
   void (*gemm_sparse)(Ctx&, Tensor out, Tensor x, Tensor wt);
+
+  // == Sampling
+
+  // Draws a token of the row logits[V] (f32): with i = step[0], token[0] = tokens[i] = the token, and
+  // step[0] = i + 1. Tokens stand in order of falling logit, ties in order of their numbers; NaN
+  // counts as -infinity. Temperature 0 takes the first; else the weight of a token is the whole number
+  // below 2^43 exp((logit - the highest) / temperature), so that no sum depends on its order. top_k
+  // keeps the first k; of these, top_p the fewest whose weight is at least the share top_p (one at
+  // least); and the token is the first at which the sum of weights exceeds uniform[i] of the kept sum.
+  void (*sample)(Ctx&, Draws, Tensor logits, Sampling);
 
   // == Loss and update
 

@@ -42,7 +42,9 @@ struct Timed<kEntry, R (*Ops::*)(Ctx&, Args...)> {
       (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
       p.inner.finish();  // a GPU has only enqueued it
     } else {
-      return (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+      const R result = (p.inner.ops.*kEntry)(*p.inner.ctx, args...);
+      p.inner.finish();
+      return result;
     }
   }
 };
@@ -66,6 +68,7 @@ Profiled profiled(const Backend& inner) {
     if (inner.ops.*kEntry) p.backend.ops.*kEntry = Timed<kEntry, decltype(kEntry)>::call;
     p.clock->times.push_back({.name = name});
   });
+  p.backend.ops.record = nullptr, p.backend.ops.replay = nullptr;
   p.backend.ctx = p.clock;
   return p;
 }

@@ -13,6 +13,9 @@ namespace lte {
 template <class F>
 constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::finish>("finish");
+  f.template operator()<&Ops::copy_list>("copy_list");
+  f.template operator()<&Ops::record>("record");
+  f.template operator()<&Ops::replay>("replay");
   f.template operator()<&Ops::embed>("embed");
   f.template operator()<&Ops::embed_backward_add>("embed_backward_add");
   f.template operator()<&Ops::norm>("norm");
@@ -24,6 +27,7 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::add>("add");
   f.template operator()<&Ops::fill>("fill");
   f.template operator()<&Ops::sum_squares>("sum_squares");
+  f.template operator()<&Ops::sums_add>("sums_add");
   f.template operator()<&Ops::rope>("rope");
   f.template operator()<&Ops::store_kv>("store_kv");
   f.template operator()<&Ops::attention>("attention");
@@ -45,12 +49,14 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::scale_experts_backward>("scale_experts_backward");
   f.template operator()<&Ops::gate_loss_add>("gate_loss_add");
   f.template operator()<&Ops::route>("route");
+  f.template operator()<&Ops::route_linear>("route_linear");
   f.template operator()<&Ops::ffn_gathered>("ffn_gathered");
   f.template operator()<&Ops::ffn_train>("ffn_train");
   f.template operator()<&Ops::ffn_train_backward_add>("ffn_train_backward_add");
   f.template operator()<&Ops::hoyer_add>("hoyer_add");
   f.template operator()<&Ops::keep_large>("keep_large");
   f.template operator()<&Ops::gemm_sparse>("gemm_sparse");
+  f.template operator()<&Ops::sample>("sample");
   f.template operator()<&Ops::cross_entropy>("cross_entropy");
   f.template operator()<&Ops::distill_add>("distill_add");
   f.template operator()<&Ops::adamw>("adamw");
@@ -78,8 +84,8 @@ struct ProfileCtx : Ctx {
   }
 };
 
-// The same results; two clock reads an operation slower, and each waits until its work is done. One caller
-// at a time.
+// The same results; two clock reads an operation slower, and each waits until its work is done, so
+// that nothing can be recorded. One caller at a time.
 struct Profiled {
   Backend backend;  // its ctx is a ProfileCtx
   std::shared_ptr<ProfileCtx> clock;

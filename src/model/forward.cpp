@@ -28,15 +28,18 @@ void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Ch
   op.add(*be.ctx, s.mid, s.x, s.delta);
 }
 
-// z and scores of a linear or two-layer router; `norm2` is the FFN input that it reads.
-void score_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, Tensor norm2,
+// What the layer's router reads: of the FFN input `norm2`, or of the residual stream.
+Tensor router_input(Backend& be, const FfnPlan& plan, Tensor norm2, LayerState& s) {
+  if (plan.input == RouterInput::residual) return s.mid;
+  if (plan.input != RouterInput::unit) return norm2;
+  be.ops.unit_rows(*be.ctx, s.unit, norm2);
+  return s.unit;
+}
+
+// z and scores of a linear or two-layer router that reads `input`.
+void score_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, Tensor input,
                  LayerState& s) {
   const Ops& op = be.ops;
-  Tensor input = plan.input == RouterInput::residual ? s.mid : norm2;
-  if (plan.input == RouterInput::unit) {
-    op.unit_rows(*be.ctx, s.unit, norm2);
-    input = s.unit;
-  }
   if (plan.router == RouterKind::two_layer) {
     op.gemm(*be.ctx, s.inner, input, false, w.router_in, true);
     if (plan.inner != Inner::none) {
@@ -60,6 +63,22 @@ void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
   if (plan.squash == Squash::kept_softmax) be.ops.gate_softmax(*be.ctx, s.gates, s.scores);
   if (run.exec == Exec::gathered || (run.exec == Exec::trained && trains_gathered(plan)))
     be.ops.route(*be.ctx, s.index, s.count, s.gates);
+}
+
+// Scores, gates and lists of a layer with a router; `looked_ahead`: the scores are there.
+void route_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, bool looked_ahead,
+                 LayerState& s) {
+  if (looked_ahead) return gate_layer(be, plan, run, s);
+  const Tensor input = router_input(be, plan, s.norm2, s);
+  const bool plain = plan.router == RouterKind::linear && plan.squash == Squash::sigmoid &&
+                     plan.rule == Rule::threshold && !plan.scaled;
+  if (be.ops.route_linear && plain && run.gate == Gate::hard && run.noise == 0 &&
+      be.ops.route_linear(*be.ctx, s.scores, expert_lists(s), input, w.router_w, w.router_b,
+                          plan.cut)) {
+    return;
+  }
+  score_layer(be, w, plan, run, input, s);
+  gate_layer(be, plan, run, s);
 }
 
 // out = x w' [+ b] for the FFN's input x, or with sparse inputs for what is large of it.
@@ -136,8 +155,7 @@ void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const Ff
   if (plan.router == RouterKind::activation || plan.router == RouterKind::gate) {
     self_routed_ffn(be, c, w, plan, run, s);
   } else {
-    if (routed && !looked_ahead) score_layer(be, w, plan, run, s.norm2, s);
-    if (routed) gate_layer(be, plan, run, s);
+    if (routed) route_layer(be, w, plan, run, looked_ahead, s);
     if (routed && run.exec == Exec::gathered) {
       op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
                       w.gate_w, w.down_w, c.act);
@@ -163,6 +181,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
                       (f.router == RouterKind::linear && f.squash != Squash::kept_softmax);
     LTE_CHECK(run.gate == Gate::hard || soft, "forward: this plan has no soft gates");
   }
+  LTE_CHECK(!chunk.at || state.keep == Keep::one_layer,
+            "forward: what is kept for the backward pass wants a position that is known");
   const bool fits = chunk.B * chunk.T <= state.B * state.T && chunk.B <= state.B &&
                     chunk.pos + chunk.T <= state.S &&
                     (state.keep == Keep::one_layer ||
@@ -183,7 +203,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
     ffn_layer(be, c, p.layer[i], plan.layer[i], own, s, i > 0 && ahead(i));
     if (ahead(i + 1)) {  // the next layer's experts are chosen now, from this layer's FFN input
       LayerState next = rows_of(state.layer[i + 1], chunk);
-      score_layer(be, p.layer[i + 1], plan.layer[i + 1], own, s.norm2, next);
+      const FfnPlan& f = plan.layer[i + 1];
+      score_layer(be, p.layer[i + 1], f, own, router_input(be, f, s.norm2, next), next);
     }
     x = first_rows(i + 1 < p.layer.size() ? state.layer[i + 1].x : state.x_out, N);
     be.ops.add(*be.ctx, x, s.mid, s.delta);

@@ -54,7 +54,7 @@ State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Ke
 
 // Computes the logits of a chunk: tokens[N] (i32, sequence-major) at positions pos .. pos+T. Keys
 // and values of positions below pos must be in the cache. Never allocates model memory, never reads
-// back.
+// back. Where chunk.at is given, pos + *at + T must not exceed S, which is not checked.
 void forward(Backend&, const Params&, const Plan&, Tensor tokens, Chunk, Run, State&);
 
 // The FFN of one layer, norm, router, gate and compaction included: s.mid -> s.delta. What forward

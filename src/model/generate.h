@@ -5,20 +5,9 @@
 #include <span>
 #include <vector>
 
-#include "core/rng.h"
 #include "model/forward.h"
 
 namespace lte {
-
-struct Sampling {
-  double temperature = 0;  // 0: greedy
-  int top_k = 0;           // 0: all
-  double top_p = 1;        // smallest set of tokens that holds this much probability
-  uint64_t seed = 0;
-};
-
-// Draws one token. Greedy ties go to the smaller id.
-int32_t sample(std::span<const float> logits, const Sampling&, Rng&);
 
 struct Generated {
   std::vector<int32_t> tokens;  // without the prompt, without `stop`
@@ -28,7 +17,9 @@ struct Generated {
 };
 
 // Stops after `most` tokens, at `stop` (below 0: none), or where the model's max_seq is reached. A
-// prompt of max_seq tokens or more keeps its end: with room for `most`, but half of the context at least. `each` sees every token as it is drawn.
+// prompt of max_seq tokens or more keeps its end: with room for `most`, but half of the context at least.
+// `each` sees every token as it is drawn. A token is drawn where the next step reads it: with neither
+// `stop` nor `each` the host waits for the last alone. Steps are one graph where the backend has graphs.
 Generated generate(Backend&, const Params&, const Plan&, std::span<const int32_t> prompt, int most,
                    int32_t stop, const Sampling&, const std::function<void(int32_t)>& each = {});
 

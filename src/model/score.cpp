@@ -9,6 +9,7 @@
 
 #include "core/digest.h"
 #include "model/batches.h"
+#include "model/decode.h"
 
 namespace lte {
 namespace {
@@ -104,6 +105,7 @@ struct Walk {
   Trace trace;
   double loss = 0;
   uint64_t digest_value = 0;
+  DecodeStep step = {};  // of B rows
 
   // Computes positions [pos, pos + width) of all rows; returns the seconds of the forward alone.
   double run_chunk(int64_t pos, int64_t width) {
@@ -115,7 +117,11 @@ struct Walk {
     Tensor in = shape(DType::i32, {B * width}), want = in;
     in.data = chunk_tokens.data(), want.data = chunk_targets.data();
     const auto start = Clock::now();
-    forward(be, p, plan, in, {B, width, pos}, {Gate::hard, exec}, state);
+    if (width == 1) {
+      decode(be, p, plan, chunk_tokens, pos, {Gate::hard, exec}, state, step);
+    } else {
+      forward(be, p, plan, in, {B, width, pos}, {Gate::hard, exec}, state);
+    }
     be.finish();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     be.ops.cross_entropy(*be.ctx, first_rows(state.losses, B * width), {},
@@ -201,7 +207,8 @@ Outcome score(Backend& be, const Params& p, const Plan& plan, const TokenSet& se
             .trace = {}};
   Outcome out;
   for (size_t at = 0; at < windows.size(); at += static_cast<size_t>(walk.B)) {
-    walk.B = std::min<int64_t>(shape.b, static_cast<int64_t>(windows.size() - at));
+    const auto rows = std::min<int64_t>(shape.b, static_cast<int64_t>(windows.size() - at));
+    if (rows != walk.B) walk.B = rows, walk.step = make_decode_step(be, rows);
     walk.tokens.resize(static_cast<size_t>(walk.B * T)), walk.targets.resize(walk.tokens.size());
     walk.lengths.clear();
     walk.trace.on.resize(plan.layer.size()), walk.trace.kept.resize(plan.layer.size());

@@ -1,0 +1,60 @@
+// A linear router for few tokens in one launch: product, sigmoid, threshold and lists.
+#include "rows.h"
+
+namespace lte {
+namespace {
+
+constexpr int kRouterTokens = 16, kRouterWarps = 4;
+
+// A warp an expert, which reads the expert's row of w once.
+template <int kTokens, class T, class W>
+__global__ void route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t* count, const T* x,
+                                    const W* w, const T* b, int N, int64_t D, int64_t E, T cut,
+                                    bool vector) {
+  const int64_t e = thread_in_grid() / kWarp;
+  if (e >= E) return;  // a whole warp
+  T sum[1][kTokens] = {};
+  row_products(sum, {w + e * D}, x, D, N, kAllLanes, vector);
+  int open = 0;
+#pragma unroll
+  for (int n = 0; n < kTokens; ++n) {
+    if (n >= N) break;
+    T z = warp_sum(sum[0][n]);
+    if (b) z += b[e];
+    const T score = T(1) / (T(1) + exp_of(-z));
+    const bool yes = score > cut;
+    if (lane_of_thread() == 0) {
+      scores[n * E + e] = score, gates[n * E + e] = yes ? T(1) : T(0);
+      if (yes) index[e * N + open] = n;
+    }
+    open += yes;
+  }
+  if (lane_of_thread() == 0) count[e] = open;
+}
+
+bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, Tensor b,
+                  double cut) {
+  const int64_t N = x.rows(), D = x.cols(), E = w.rows();
+  if (N > kRouterTokens) return false;
+  with_types(x, w, [&]<class T, class W>() {
+    LTE_CHECK(!b || b.dtype == x.dtype, "route_linear: x and b are not of one type");
+    const auto aligned = [](const Tensor& t) {
+      return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+    };
+    const bool vector = D % Pack<W>::kSize == 0 && aligned(x) && aligned(w);
+    const auto kernel = N == 1   ? route_linear_kernel<1, T, W>
+                        : N <= 4 ? route_linear_kernel<4, T, W>
+                                 : route_linear_kernel<kRouterTokens, T, W>;
+    launch(kernel, static_cast<unsigned>(pieces(E, kRouterWarps)), kRouterWarps * kWarp, 0,
+           cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index),
+           ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D, E,
+           static_cast<T>(cut), vector);
+  });
+  return true;
+}
+
+}  // namespace
+
+void fill_cuda_router(Ops& ops) { ops.route_linear = route_linear; }
+
+}  // namespace lte
