@@ -125,6 +125,7 @@ Backend open_cuda(std::string_view base) {
   fill_cuda_gates(b.ops);
   fill_cuda_gathered(b.ops);
   fill_cuda_loss(b.ops);
+  fill_cuda_grouped(b.ops);
   return b;
 }
 

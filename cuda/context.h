@@ -204,5 +204,6 @@ void fill_cuda_experts(Ops&);    // experts.cu
 void fill_cuda_gates(Ops&);      // gates.cu
 void fill_cuda_gathered(Ops&);   // gathered.cu
 void fill_cuda_loss(Ops&);       // loss.cu
+void fill_cuda_grouped(Ops&);    // grouped.cu
 
 }  // namespace lte
