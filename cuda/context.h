@@ -205,5 +205,6 @@ void fill_cuda_gates(Ops&);      // gates.cu
 void fill_cuda_gathered(Ops&);   // gathered.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 void fill_cuda_grouped(Ops&);    // grouped.cu
+void round_cuda_products(Ops&);  // linear.cu: factors of floats to bf16
 
 }  // namespace lte

@@ -234,7 +234,16 @@ void train_backward_add(Ctx& ctx, Tensor dx, FfnWeights d, PackedRows dkept, Ten
   run(ctx, dx, d, dkept, dout, kept, x, lists, w, act);
 }
 
+void patch_bf16(Ops& ops) {
+  round_cuda_products(ops);
+  ops.ffn_train = train<bf16>;
+  ops.ffn_train_backward_add = train_backward_add<bf16>;
+}
+
 }  // namespace
+
+extern void (*const kCudaBf16)(Ops&);
+void (*const kCudaBf16)(Ops&) = patch_bf16;
 
 bool fits_grouped(const Gathered<float, bf16>& f) {
   return f.vector && f.G % Pack<bf16>::kSize == 0;

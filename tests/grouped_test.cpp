@@ -17,6 +17,7 @@ const Shape kShapes[] = {{1, 8, 2, 8},     {5, 3, 3, 1},     {17, 40, 7, 16}, {1
 // Backends, those that round factors among them.
 std::vector<std::string> specs() {
   std::vector<std::string> all(kTestBackends.begin(), kTestBackends.end());
+  if (std::string_view(kTestBackend) != "cpu") all.push_back(std::string(kTestBackend) + "+bf16");
   return all;
 }
 
