@@ -1,5 +1,5 @@
-// The fused variant beyond what the tests of operations hold every variant to: attention by row sums, its
-// exponential, products larger than its blocks, and the profile.
+// The fused variant beyond what the tests of operations hold every variant to: its exponential, products
+// larger than its blocks, and the profile.
 #include <fmt/format.h>
 
 #include <set>
@@ -11,72 +11,6 @@
 
 namespace lte::testing {
 namespace {
-
-class RowSums : public OpsTest {};
-
-TEST_P(RowSums, AttentionForwardAndBackward) {
-  struct {
-    Chunk c;
-    HeadShape h;
-    int64_t S;
-  } const cases[] = {
-      {{1, 1, 0}, {1, 1, 1}, 1},    {{2, 3, 0}, {4, 2, 5}, 7},      {{2, 9, 4}, {4, 2, 16}, 13},
-      {{1, 5, 0}, {3, 3, 7}, 5},    {{2, 70, 0}, {6, 3, 9}, 70},    {{1, 33, 30}, {2, 1, 17}, 64},
-      {{2, 64, 0}, {4, 4, 32}, 64}, {{1, 131, 0}, {4, 1, 16}, 140}, {{1, 257, 0}, {2, 2, 40}, 257}};
-  const Ops& plain = open_backend("cpu", 1).ops;
-  for (const auto& one : cases) {
-    const Chunk c = one.c;
-    const HeadShape h = one.h;
-    const int64_t S = one.S;
-    SCOPED_TRACE(fmt::format("B {} T {} pos {} H {} K {} C {}", c.B, c.T, c.pos, h.H, h.K, h.C));
-    const int64_t N = c.B * c.T, R = c.pos + c.T, W = (h.H + 2 * h.K) * h.C, HC = h.H * h.C;
-    const Tensor qkv = normal({N, W}), k = normal({c.B, h.K, S, h.C}),
-                 v = normal({c.B, h.K, S, h.C});
-    const Tensor want = blank({N, HC}), probs = blank({c.B, h.H, c.T, R});
-    Backend& be = backends[0];
-    plain.store_kv(*be.ctx, k, v, qkv, c, h);
-    // What lies in the cache beyond the chunk is never read.
-    for (int64_t i = 0; i < k.size(); ++i) {
-      if (i / h.C % S >= R) put(k, i, NAN), put(v, i, NAN);
-    }
-    plain.attention(*be.ctx, want, probs, qkv, k, v, c, h);
-    const Tensor out = blank({N, HC}), bare = blank({N, HC}), sums = blank({c.B, h.H, c.T});
-    run({out, sums}, [&](const Ops& o, Ctx& x) { o.attention(x, out, sums, qkv, k, v, c, h); });
-    run({bare}, [&](const Ops& o, Ctx& x) { o.attention(x, bare, {}, qkv, k, v, c, h); });
-    expect_close(out, values(want), tol(h.C + R, 2), "attention");
-    expect_close(bare, values(want), tol(h.C + R, 2), "attention that keeps nothing");
-    Values log_sums;
-    for (int64_t n = 0; n < sums.size(); ++n) {
-      const int64_t b = n / c.T / h.H, q = n / c.T % h.H, t = n % c.T,
-                    at_q = (b * c.T + t) * W + q * h.C;
-      double sum = 0;
-      for (int64_t j = 0; j <= c.pos + t; ++j) {
-        double dot = 0;
-        for (int64_t i = 0; i < h.C; ++i)
-          dot += at(qkv, at_q + i) * at(k, ((b * h.K + q * h.K / h.H) * S + j) * h.C + i);
-        sum += std::exp(dot / std::sqrt(static_cast<double>(h.C)));
-      }
-      log_sums.push_back(std::log(sum));
-    }
-    expect_close(sums, log_sums, tol(h.C + R, 4), "row sums");
-    if (c.pos > 0) continue;
-    const Tensor dout = normal({N, HC}), grad = blank({N, W}), dqkv = blank({N, W});
-    plain.attention_backward(*be.ctx, grad, dout, qkv, k, v, probs, c, h);
-    run({dqkv},
-        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, sums, c, h); });
-    const Values g = values(grad);
-    expect_close(dqkv, g, tol(h.C + R, std::max(1.0, std::min(10.0, largest(g)))), "its gradient");
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, RowSums,
-                         ::testing::Combine(::testing::Values("cpu+fused", "cpu+onednn+fused"),
-                                            ::testing::Values(DType::f32, DType::f64)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param);
-                           std::replace(name.begin(), name.end(), '+', '_');
-                           return name + "_" + name_of(std::get<1>(info.param));
-                         });
 
 TEST(Exponential, WithinItsStatedError) {
   double worst = 0;

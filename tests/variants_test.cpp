@@ -145,8 +145,12 @@ TEST_P(VariantModel, TrainsAsTheReferenceDoes) {
 
 #ifdef LTE_TEST_BACKEND
 #define LTE_VARIANT(name) LTE_TEST_BACKEND "+" name
-const Case kCases[] = {{LTE_VARIANT("bf16"), kGpt, 4},
-                       {LTE_VARIANT("bf16"), kGpt, 8, TrainExec::gathered}};
+const Case kCases[] = {{LTE_VARIANT("fused"), kGpt, 0},
+                       {LTE_VARIANT("fused"), kLlama, 4},
+                       {LTE_VARIANT("bf16"), kGpt, 4},
+                       {LTE_VARIANT("fused+bf16"), kLlama, 0},
+                       {LTE_VARIANT("bf16"), kGpt, 8, TrainExec::gathered},
+                       {LTE_VARIANT("fused+bf16"), kLlama, 8, TrainExec::gathered}};
 #undef LTE_VARIANT
 #else
 const Case kCases[] = {{"cpu+fused", kGpt, 0},          {"cpu+fused", kLlama, 0},

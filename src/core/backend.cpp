@@ -53,6 +53,7 @@ const Variant kVariants[] = {
      kCudaAtomic},
     {"cuda", "bf16", "training: factors of products rounded to bf16, sums and weights in f32",
      kCudaBf16},
+    {"cuda", "fused", "training: attention without a score matrix", kCudaFused},
 };
 
 Backend open_cpu(int threads) {

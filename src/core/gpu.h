@@ -21,5 +21,6 @@ Backend open_cuda(std::string_view base);
 extern void (*const kCudaTf32)(Ops&);
 extern void (*const kCudaAtomic)(Ops&);
 extern void (*const kCudaBf16)(Ops&);
+extern void (*const kCudaFused)(Ops&);
 
 }  // namespace lte
