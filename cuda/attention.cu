@@ -1,6 +1,7 @@
 // Rotary positions, key-value cache and causal attention. With stored probabilities (training):
-// batched products by cuBLAS around a softmax of rows. Without: the kernels of attention.h.
-#include "attention.h"
+// batched products by cuBLAS around a softmax of rows. Without: the kernels of attention.h, and with the rows'
+// sums kept (training of variant fused) those of attention_backward.h.
+#include "attention_backward.h"
 
 namespace lte {
 namespace {
@@ -152,25 +153,31 @@ void stored_attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, 
 constexpr int64_t kFewQueries = 8;  // up to here queries are cut by pieces of the cache
 
 template <class T>
-void online_attention(Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
-                      HeadShape s) {
-  const AttentionIn<T> in{.qkv = ptr<T>(qkv),
-                          .k = ptr<T>(k),
-                          .v = ptr<T>(v),
-                          .width = qkv.cols(),
-                          .S = k.dim[2],
-                          .T_ = chunk.T,
-                          .pos = Position(chunk),
-                          .H = static_cast<int>(s.H),
-                          .K = static_cast<int>(s.K),
-                          .C = static_cast<int>(s.C),
-                          .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
+AttentionIn<T> attention_in(Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadShape s) {
+  return {.qkv = ptr<T>(qkv),
+          .k = ptr<T>(k),
+          .v = ptr<T>(v),
+          .width = qkv.cols(),
+          .S = k.dim[2],
+          .T_ = chunk.T,
+          .pos = Position(chunk),
+          .H = static_cast<int>(s.H),
+          .K = static_cast<int>(s.K),
+          .C = static_cast<int>(s.C),
+          .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
+}
+
+template <class T>
+void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
+                      Chunk chunk, HeadShape s) {
+  const AttentionIn<T> in = attention_in<T>(qkv, k, v, chunk, s);
   const auto H = static_cast<unsigned>(s.H);
-  if (chunk.T > kFewQueries) {
+  if (log_sums || chunk.T > kFewQueries) {
     const dim3 grid(static_cast<unsigned>(pieces(chunk.T, kTileQ)), H,
                     static_cast<unsigned>(chunk.B));
     const size_t shared = static_cast<size_t>(attention_tile_size(s.C)) * sizeof(T);
-    launch(attention_tile_kernel<T>, grid, kTileThreads, shared, cuda(ctx).stream, ptr<T>(out), in);
+    launch(attention_tile_kernel<T>, grid, kTileThreads, shared, cuda(ctx).stream, ptr<T>(out),
+           ptr<T>(log_sums), in);
     return;
   }
   // The cut follows from the cache's length, not from the position: the same launch for every token.
@@ -188,12 +195,32 @@ void online_attention(Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chun
 void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
                HeadShape s) {
   with_type(out, [&]<class T>() {
-    if (probs) {
+    if (probs && probs.rank == 4) {
       stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
     } else {
-      online_attention<T>(ctx, out, qkv, k, v, chunk, s);
+      online_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
     }
   });
+}
+
+template <class T>
+void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                     Tensor log_sums, Chunk chunk, HeadShape s) {
+  CudaCtx& c = cuda(ctx);
+  const AttentionBack<T> f{.in = attention_in<T>(qkv, k, v, chunk, s),
+                           .dout = ptr<T>(dout),
+                           .log_sums = ptr<T>(log_sums),
+                           .delta = c.workspace<T>(log_sums.size()),
+                           .dqkv = ptr<T>(dqkv)};
+  const auto shared = [&](int sums) {
+    return static_cast<size_t>(back_shared<T>(f.in.C, sums)) * sizeof(T);
+  };
+  const auto tiles = static_cast<unsigned>(pieces(chunk.T, kBackTile));
+  const auto grid = [&](int64_t heads) {
+    return dim3(tiles, static_cast<unsigned>(heads), static_cast<unsigned>(chunk.B));
+  };
+  launch(attention_dq_kernel<T>, grid(s.H), kBackThreads, shared(1), c.stream, f);
+  launch(attention_dkv_kernel<T>, grid(s.K), kBackThreads, shared(2), c.stream, f);
 }
 
 // With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
@@ -201,6 +228,11 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
 void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                         Tensor probs, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
+  if (probs.rank == 3) {
+    with_type(dqkv,
+              [&]<class T>() { online_backward<T>(ctx, dqkv, dout, qkv, k, v, probs, chunk, s); });
+    return;
+  }
   CudaCtx& c = cuda(ctx);
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, HC = s.H * s.C;
   const int64_t tile = T_ * T_, C = s.C, K = s.K;
@@ -232,7 +264,14 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k
   });
 }
 
+void patch_fused(Ops& ops) {
+  ops.keeps_row_sums = [](Ctx&) { return true; };
+}
+
 }  // namespace
+
+extern void (*const kCudaFused)(Ops&);
+void (*const kCudaFused)(Ops&) = patch_fused;
 
 void fill_cuda_attention(Ops& ops) {
   ops.rope = rope;

@@ -28,9 +28,10 @@ inline int64_t attention_tile_size(int64_t C) {
 }
 
 // One block: kTileQ queries of one head of one sequence, against tiles of kTileK keys.
-// Grid (tiles of queries, H, B). Eight threads share a query.
+// Grid (tiles of queries, H, B). Eight threads share a query. log_sums[B,H,T], log(sum of exp) of the scores,
+// may be null.
 template <class T>
-__global__ void attention_tile_kernel(T* out, AttentionIn<T> in) {
+__global__ void attention_tile_kernel(T* out, T* log_sums, AttentionIn<T> in) {
   const int C = in.C, h = static_cast<int>(blockIdx.y);
   const int64_t b = blockIdx.z, first = blockIdx.x * static_cast<int64_t>(kTileQ);
   T* q = dynamic_shared<T>();        // [kTileQ, C+1]
@@ -89,6 +90,9 @@ __global__ void attention_tile_kernel(T* out, AttentionIn<T> in) {
     }
   }
   __syncthreads();
+  if (log_sums && thread < kTileQ && first + thread < in.T_) {
+    log_sums[(b * in.H + h) * in.T_ + first + thread] = top[thread] + log_of(sum[thread]);
+  }
   for (int i = thread; i < kTileQ * C; i += kTileThreads) {
     const int64_t t = first + i / C;
     if (t < in.T_) out[((b * in.T_ + t) * in.H + h) * C + i % C] = o[i] / sum[i / C];

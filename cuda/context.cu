@@ -135,6 +135,7 @@ Backend open_cuda(std::string_view base) {
   fill_cuda_router(b.ops);
   fill_cuda_sample(b.ops);
   fill_cuda_loss(b.ops);
+  fill_cuda_grouped(b.ops);
   return b;
 }
 

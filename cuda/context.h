@@ -217,5 +217,7 @@ void fill_cuda_graph(Ops&);      // graph.cu
 void fill_cuda_router(Ops&);     // router.cu
 void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
+void fill_cuda_grouped(Ops&);    // grouped.cu
+void round_cuda_products(Ops&);  // linear.cu: factors of floats to bf16
 
 }  // namespace lte

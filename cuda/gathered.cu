@@ -51,7 +51,7 @@ void many_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   const int64_t ranges = pieces(f.N, kRange), hidden = f.N * f.E * f.G;
   T* h = c.workspace<T>(hidden + (ranges + 1) * f.E * 4 / static_cast<int64_t>(sizeof(T)) + 1);
   auto* bounds = reinterpret_cast<int32_t*>(h + hidden);
-  each(ctx, (ranges + 1) * f.E, RangeBounds{bounds, f.index, f.count, f.N, f.E});
+  each(ctx, (ranges + 1) * f.E, RangeBounds{bounds, f.index, f.count, f.N, f.E, kRange});
   const dim3 tiles(static_cast<unsigned>(pieces(f.N, kTile)), static_cast<unsigned>(f.E),
                    static_cast<unsigned>(pieces(f.G, kTile)));
   launch(many_hidden_kernel<T, W>, tiles, 256, 0, c.stream, h, f);
@@ -86,6 +86,9 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
     if (f.N == 1) return few_tokens<1, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= kFewTokens) return few_tokens<kFewTokens, kAtomic>(ctx, ptr<T>(out), f);
+    if constexpr (sizeof(W) == 2) {
+      if (fits_grouped(f)) return grouped_tokens(ctx, ptr<T>(out), f);
+    }
     many_tokens(ctx, ptr<T>(out), f);
   });
 }

@@ -213,13 +213,13 @@ __global__ void many_hidden_kernel(T* h, Gathered<T, W> f) {
   }
 }
 
-// bounds[range, e] = how many tokens of expert e's list lie below range kRange.
+// bounds[i, e] = how many tokens of expert e's list lie below i range.
 struct RangeBounds {
   int32_t* bounds;
   const int32_t *index, *count;
-  int64_t N, E;
+  int64_t N, E, range;
   __device__ void operator()(int64_t i) const {
-    const int64_t e = i % E, limit = i / E * kRange;
+    const int64_t e = i % E, limit = i / E * range;
     int low = 0, high = count[e];
     while (low < high) {
       const int middle = (low + high) / 2;
@@ -272,5 +272,9 @@ __global__ void many_down_kernel(T* out, const T* h, const int32_t* bounds, Gath
     if (base + y < f.N && d < f.D) out[(base + y) * f.D + d] = sums[y][tx];
   }
 }
+
+// Weights of bf16, many tokens, on tensor cores (grouped.cu): whether it may be, and out.
+bool fits_grouped(const Gathered<float, bf16>&);
+void grouped_tokens(Ctx&, float* out, const Gathered<float, bf16>&);
 
 }  // namespace lte

@@ -46,6 +46,16 @@ Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b,
           ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N};
 }
 
+// out = op(a) op(b) of bf16, summed in float on tensor cores. cuBLAS counts columns first: out' = op(b)' op(a)'.
+template <bool kAdd>
+void multiply_bf16(CudaCtx& c, const Product& p, const Tensor& out, const bf16* a, const bf16* b) {
+  const float one = 1, beta = kAdd ? 1 : 0;
+  check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b, CUDA_R_16BF, p.ldb,
+                          a, CUDA_R_16BF, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
+                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+             "cublasGemmEx of bf16");
+}
+
 // Weights of bf16: x is rounded to bf16 too, products are summed in float on tensor cores.
 template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
@@ -62,11 +72,7 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   }
   bf16* x = c.workspace<bf16>(a.size());
   each(ctx, a.size(), ToBf16{x, ptr<float>(a)});
-  const float one = 1, beta = kAdd ? 1 : 0;
-  check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b.data, CUDA_R_16BF,
-                          p.ldb, x, CUDA_R_16BF, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
-                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-             "cublasGemmEx of bf16");
+  multiply_bf16<kAdd>(c, p, out, x, ptr<bf16>(b));
 }
 
 // cuBLAS counts columns first: out' = op(b)' op(a)'.
@@ -90,6 +96,23 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
                    p.ldb, a.data, CUDA_R_32F, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
                    kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
       "cublasGemmEx");
+}
+
+// Factors of floats, rounded to bf16 on the way (variant bf16): copies of both, 2 bytes a number more to
+// write and to read. Those of weights are made again at every product: nobody tells when weights change.
+template <bool kAdd>
+void gemm_rounded(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
+  if (out.dtype == DType::f64 || b.dtype == DType::bf16)
+    return gemm<kAdd, false>(ctx, out, a, ta, b, tb);
+  const Product p = product_of(out, a, ta, b, tb);
+  if (p.rows == 0 || p.cols == 0) return;
+  LTE_CHECK(a.dtype == DType::f32 && b.dtype == DType::f32, "gemm: types do not fit");
+  CudaCtx& c = cuda(ctx);
+  const int64_t first = pieces(a.size(), 8) * 8;  // both copies begin at multiples of 16 bytes
+  bf16* x = c.workspace<bf16>(first + b.size());
+  each(ctx, a.size(), ToBf16{x, ptr<float>(a)});
+  each(ctx, b.size(), ToBf16{x + first, ptr<float>(b)});
+  multiply_bf16<kAdd>(c, p, out, x, x + first);
 }
 
 template <class T, class W>
@@ -160,6 +183,10 @@ void patch_tf32(Ops& ops) { ops.gemm = gemm<false, true>, ops.gemm_add = gemm<tr
 
 extern void (*const kCudaTf32)(Ops&);
 void (*const kCudaTf32)(Ops&) = patch_tf32;
+
+void round_cuda_products(Ops& ops) {
+  ops.gemm = gemm_rounded<false>, ops.gemm_add = gemm_rounded<true>;
+}
 
 void fill_cuda_linear(Ops& ops) {
   ops.gemm = gemm<false, false>;

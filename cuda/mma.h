@@ -56,4 +56,52 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
 }
 #endif
 
+// Four matrices of 8 x 8 bf16 from shared memory: lane l names row l % 8 of matrix l / 8, 16 bytes. Lane l gets
+// r[i] = M_i[l / 4, 2 (l % 4) ..], or with kTurned M_i[2 (l % 4) .. , l / 4]: two bf16, the lower one first.
+// (PTX: ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16)
+#ifdef LTE_SIMT
+template <bool kTurned>
+void load_matrices(uint32_t (&r)[4], const __nv_bfloat16* row,
+                   simt::Site site = simt::Site::here()) {
+  struct Rows {
+    uint32_t* r;
+    const __nv_bfloat16* row;
+  } mine{r, row};
+  simt::check_aligned(row, 16);
+  simt::warp_meet(
+      "load_matrices", site, kAllLanes,
+      [](void* const data[32], unsigned) {
+        const auto value = [&](int matrix, int i, int j) {
+          const __nv_bfloat16* from = static_cast<const Rows*>(data[matrix * 8 + i])->row;
+          return static_cast<uint32_t>(__bfloat16_as_ushort(from[j]));
+        };
+        for (int l = 0; l < 32; ++l) {
+          for (int m = 0; m < 4; ++m) {
+            const int one = l / 4, two = l % 4 * 2;
+            static_cast<const Rows*>(data[l])->r[m] =
+                kTurned ? value(m, two, one) | value(m, two + 1, one) << 16
+                        : value(m, one, two) | value(m, one, two + 1) << 16;
+          }
+        }
+      },
+      &mine);
+}
+#else
+template <bool kTurned>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const __nv_bfloat16* row) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kTurned) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+  }
+}
+#endif
+
 }  // namespace lte

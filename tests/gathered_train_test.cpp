@@ -9,6 +9,15 @@
 namespace lte::testing {
 namespace {
 
+// The backends and variants with own kernels, as tests of whole models name them.
+#ifdef LTE_TEST_BACKEND
+const std::vector<const char*> kDoubles = kTestBackends, kFloats = kTestBackends,
+                               kThreaded = kTestBackends;
+#else
+const std::vector<const char*> kDoubles = {"cpu", "cpu+fused"},
+                               kFloats = {"cpu", "cpu+onednn+fused"}, kThreaded = {"cpu+fused"};
+#endif
+
 constexpr Run kMasked{Gate::hard, Exec::masked}, kTrained{Gate::hard, Exec::trained};
 
 struct Case {
@@ -105,9 +114,9 @@ void expect_near(Params& got, Params& want, double share, double floor) {
 class GatheredTraining : public ::testing::TestWithParam<Case> {};
 
 TEST_P(GatheredTraining, GradientsOfTheMaskedInDouble) {
-  for (const char* spec : {"cpu", "cpu+fused"}) {
+  for (const char* spec : kDoubles) {
     Batch b(GetParam(), DType::f64);
-    Batch::Result want = b.run(open_backend("cpu", 1), kMasked),
+    Batch::Result want = b.run(test_backend(), kMasked),
                   got = b.run(open_backend(spec, 2), kTrained);
     expect_close(got.state.logits, want.state.logits, 1e-12, "logits");
     expect_close(got.state.losses, want.state.losses, 1e-12, "losses");
@@ -121,7 +130,7 @@ TEST_P(GatheredTraining, GradientsOfTheMaskedInDouble) {
 }
 
 TEST_P(GatheredTraining, GradientsOfTheMaskedInFloats) {
-  for (const char* spec : {"cpu", "cpu+onednn+fused"}) {
+  for (const char* spec : kFloats) {
     if (!in_this_build(spec)) continue;
     Batch b(GetParam(), DType::f32);
     Batch::Result want = b.run(open_backend(spec, 1), kMasked),
@@ -136,9 +145,9 @@ TEST_P(GatheredTraining, GradientsOfTheMaskedInFloats) {
 TEST_P(GatheredTraining, SameBitsForAnyNumberOfThreads) {
   for (const DType dtype : {DType::f32, DType::f64}) {
     Batch b(GetParam(), dtype);
-    const Batch::Result one = b.run(open_backend("cpu+fused", 1), kTrained);
+    const Batch::Result one = b.run(open_backend(kThreaded[0], 1), kTrained);
     for (int threads : {2, 7}) {
-      const Batch::Result many = b.run(open_backend("cpu+fused", threads), kTrained);
+      const Batch::Result many = b.run(open_backend(kThreaded[0], threads), kTrained);
       expect_same_bits(many.grads.d.flat(), one.grads.d.flat(), "gradients");
       expect_same_bits(many.state.logits, one.state.logits, "logits");
     }
@@ -154,7 +163,7 @@ TEST_P(GatheredTraining, ExpertsWithoutTokensAreNotRead) {
     if (one.kind != Case::linear || !l.router_b) continue;
     for (int64_t e = 0; e < l.router_b.size(); e += 2) put(l.router_b, e, -1e4);
   }
-  const Batch::Result clean = b.run(open_backend("cpu", 1), kTrained);
+  const Batch::Result clean = b.run(test_backend(), kTrained);
   const int64_t G = one.group;
   int64_t closed = 0;
   for (size_t i = 0; i < b.p.layer.size(); ++i) {
@@ -176,7 +185,7 @@ TEST_P(GatheredTraining, ExpertsWithoutTokensAreNotRead) {
     }
   }
   EXPECT_TRUE(closed > 0 || one.kind != Case::linear);
-  const Batch::Result poisoned = b.run(open_backend("cpu", 1), kTrained);
+  const Batch::Result poisoned = b.run(test_backend(), kTrained);
   expect_same_bits(poisoned.grads.d.flat(), clean.grads.d.flat(), "poisoned");
   expect_same_bits(poisoned.state.logits, clean.state.logits, "poisoned");
 }
@@ -188,11 +197,11 @@ TEST(GatheredTrainingOf, AllExpertsOpenIsDense) {
   for (const char* model : {kGpt, kLlama}) {
     Batch b({"all", model, 8, 100}, DType::f64);
     Plan dense = dense_plan(b.c);
-    Batch::Result got = b.run(open_backend("cpu", 1), kTrained);
+    Batch::Result got = b.run(test_backend(), kTrained);
     Params plain = test_params(b.c, dense, DType::f64);
     copy_matching(plain, b.p);
     std::swap(plain, b.p);
-    Batch::Result want = b.run(open_backend("cpu", 1), kMasked, dense);
+    Batch::Result want = b.run(test_backend(), kMasked, dense);
     for (size_t i = 0; i < b.p.layer.size(); ++i) {
       const LayerParams &g = got.grads.d.layer[i], &w = want.grads.d.layer[i];
       expect_close(g.up_w, w.up_w, 1e-12, "up");
@@ -205,7 +214,7 @@ TEST(GatheredTrainingOf, AllExpertsOpenIsDense) {
 
 TEST(GatheredTrainingOf, WhatCannotBeIsRefused) {
   const auto able = [](const FfnPlan& f, LossTerms terms, Gate gate = Gate::hard,
-                       const char* spec = "cpu") {
+                       const char* spec = kTestBackend) {
     return can_train_gathered(open_backend(spec, 1), {.knobs = {}, .layer = {f}}, gate, terms);
   };
   const FfnPlan linear{.group = 4, .order = {}, .router = RouterKind::linear};
@@ -220,7 +229,7 @@ TEST(GatheredTrainingOf, WhatCannotBeIsRefused) {
   EXPECT_FALSE(able(oracle, {}));
   EXPECT_FALSE(able({.order = {}}, {})) << "dense";
   EXPECT_TRUE(!in_this_build("cpu+bf16") || !able(linear, {}, Gate::hard, "cpu+bf16"));
-  Backend none = open_backend("cpu", 1);
+  Backend none = test_backend();
   none.ops.ffn_train = nullptr, none.ops.ffn_train_backward_add = nullptr;
   Batch b(kCases[0], DType::f32);
   EXPECT_THROW(b.run(none, kTrained), Error);
@@ -236,7 +245,7 @@ TEST(GatheredTrainingOf, StepsRunAsWanted) {
     Params p = test_params(c, plan);
     init_params(p, 11), set_routers(p, 0.5, 0);
     TrainSpec t{.steps = 24, .batch = 4, .seq = 24, .lr = 3e-3, .exec = exec, .terms = terms};
-    Backend be = open_backend("cpu", 1);
+    Backend be = test_backend();
     if (!kernels) be.ops.ffn_train = nullptr, be.ops.ffn_train_backward_add = nullptr;
     std::vector<StepLog> logs;
     TrainHooks hooks;

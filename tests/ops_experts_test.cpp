@@ -200,13 +200,15 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
   }
 }
 
-// Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats.
+// Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats. On tensor
+// cores, which take many tokens, x is rounded too, here beforehand, and h: each term of out by at most 2^-9 of
+// it, and their errors add up as the terms do.
 TEST_P(ExpertsTest, GatheredWithMatricesOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {
     int64_t D, E, G;
   } const shapes[] = {{5, 3, 1}, {16, 9, 4}, {264, 6, 3}, {40, 7, 16}};
-  for (int64_t N : {1, 3, 16, 17}) {
+  for (int64_t N : {1, 3, 16, 17, 140}) {
     for (const auto& [D, E, G] : shapes) {
       for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
         SCOPED_TRACE(fmt::format("N {} D {} E {} G {} kind {}", N, D, E, G, kind));
@@ -219,6 +221,9 @@ TEST_P(ExpertsTest, GatheredWithMatricesOfBf16) {
         const Tensor hgate = gate_w ? s.half(gate_w) : Tensor{};
         const Tensor gates = make_gates(Open::random, N, E, true);
         const Tensor out = blank({N, D}), want = blank({N, D});
+        const bool rounds =
+            std::string_view(spec).starts_with("cuda") && N > 16 && D % 8 == 0 && G % 8 == 0;
+        if (rounds) s.half(x);
         const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
         Backend& be = backends[0];
         const Act act = kind == 0 ? Act::silu : Act::gelu_tanh;
@@ -228,7 +233,9 @@ TEST_P(ExpertsTest, GatheredWithMatricesOfBf16) {
         run({out}, [&](const Ops& o, Ctx& c) {
           o.ffn_gathered(c, out, x, gates, index, count, {}, hup, bias, hgate, hdown, act);
         });
-        expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
+        const double top = largest(values(want));
+        expect_close(out, values(want),
+                     tol(D + F, std::max(0.5, top / 2)) + (rounds ? top / 256 : 0),
                      "bf16 against f32");
         s.blocks.clear();
       }

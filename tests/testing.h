@@ -45,7 +45,8 @@ inline const std::vector<const char*> kTestBackends = {"cpu",
 // Whether this build has every variant of a backend, "cpu+onednn+fused".
 inline bool in_this_build(const std::string& spec) {
   return std::none_of(variants().begin(), variants().end(), [&](const Variant& v) {
-    return !v.patch && (spec + "+").find(std::string("+") + v.name + "+") != spec.npos;
+    return !v.patch && spec.starts_with(v.backend) &&
+           (spec + "+").find(std::string("+") + v.name + "+") != spec.npos;
   });
 }
 // Why a backend is not to be had here; empty if it is.

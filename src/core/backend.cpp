@@ -53,6 +53,9 @@ const Variant kVariants[] = {
      kCudaTf32},
     {"cuda", "atomic", "the gathered FFN of few tokens adds by atomics: in any order, other bits",
      kCudaAtomic},
+    {"cuda", "bf16", "training: factors of products rounded to bf16, sums and weights in f32",
+     kCudaBf16},
+    {"cuda", "fused", "training: attention without a score matrix", kCudaFused},
 };
 
 Backend open_cpu(int threads) {

@@ -20,5 +20,7 @@ Backend open_cuda(std::string_view base);
 // What the variants of "cuda" patch (see variants()); null: not in this build.
 extern void (*const kCudaTf32)(Ops&);
 extern void (*const kCudaAtomic)(Ops&);
+extern void (*const kCudaBf16)(Ops&);
+extern void (*const kCudaFused)(Ops&);
 
 }  // namespace lte

@@ -11,5 +11,7 @@ Backend open_cuda(std::string_view base) {
 
 void (*const kCudaTf32)(Ops&) = nullptr;
 void (*const kCudaAtomic)(Ops&) = nullptr;
+void (*const kCudaBf16)(Ops&) = nullptr;
+void (*const kCudaFused)(Ops&) = nullptr;
 
 }  // namespace lte

@@ -1,4 +1,7 @@
 // Warp functions on the simulated device against their definitions.
+#include <cmath>
+
+#include "cuda/copy.h"
 #include "cuda/mma.h"
 #include "simt_testing.h"
 
@@ -181,6 +184,79 @@ TEST(SimtWarp, TensorCoreTilesAreMatrixProducts) {
     Array<float> dd(d);
     launch(tile_product, 1, 32, 0, nullptr, dd.data, da.data, db.data);
     EXPECT_EQ(dd.host(), want);  // exact: whole numbers below 2^24
+  });
+}
+
+// A tile of [16, 40] bf16, read as load_matrices says.
+template <bool kTurned>
+__global__ void load_kernel(uint32_t* out, const uint16_t* from) {
+  LTE_SHARED(__nv_bfloat16, tile[16 * 40]);
+  const int lane = lane_of_thread();
+  for (int i = lane; i < 16 * 40; i += kWarp) tile[i] = __ushort_as_bfloat16(from[i]);
+  __syncwarp();
+  uint32_t r[4];
+  load_matrices<kTurned>(r, tile + (lane % 16) * 40 + lane / 16 * 8);
+  for (int i = 0; i < 4; ++i) out[lane * 4 + i] = r[i];
+}
+
+TEST(SimtWarp, LoadMatrices) {
+  std::vector<uint16_t> tile(16 * 40);
+  for (size_t i = 0; i < tile.size(); ++i) tile[i] = static_cast<uint16_t>(i);
+  const Array<uint16_t> from(tile);
+  under_all_schedules([&] {
+    for (const bool turned : {false, true}) {
+      Array<uint32_t> out(128);
+      launch(turned ? load_kernel<true> : load_kernel<false>, 1, kWarp, 0, nullptr, out.data,
+             from.data);
+      const std::vector<uint32_t> got = out.host();
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int m = 0; m < 4; ++m) {  // rows 0-7 and 8-15 of columns 0-7, then of columns 8-15
+          for (int half = 0; half < 2; ++half) {
+            const int one = lane / 4, two = lane % 4 * 2 + half;
+            const int row = m % 2 * 8 + (turned ? two : one),
+                      col = m / 2 * 8 + (turned ? one : two);
+            EXPECT_EQ(got[static_cast<size_t>(lane * 4 + m)] >> 16 * half & 0xffff,
+                      static_cast<uint32_t>(row * 40 + col))
+                << lane << ' ' << m << ' ' << half;
+          }
+        }
+      }
+    }
+  });
+}
+
+// Each thread copies 16 bytes in each of two groups, and looks before and after it waited.
+__global__ void copies_kernel(float* out, const float* from) {
+  LTE_SHARED(float, tile[2][kWarp * 4]);
+  const int lane = lane_of_thread();
+  for (int g = 0; g < 2; ++g) {
+    copy16_async(tile[g] + lane * 4, from + (g * kWarp + lane) * 4);
+    copy16_group();
+  }
+  float* mine = out + lane * 6;
+  mine[0] = tile[0][lane * 4], mine[1] = tile[1][lane * 4];
+  copy16_wait<1>();
+  mine[2] = tile[0][lane * 4], mine[3] = tile[1][lane * 4 + 1];
+  copy16_wait<0>();
+  __syncwarp();
+  mine[4] = tile[0][(lane ^ 1) * 4], mine[5] = tile[1][(lane ^ 1) * 4 + 3];
+}
+
+TEST(SimtWarp, CopiesAreThereOnceWaitedFor) {
+  std::vector<float> numbers(2 * 32 * 4);
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i);
+  const Array<float> from(numbers);
+  under_all_schedules([&] {
+    Array<float> out(32 * 6);
+    launch(copies_kernel, 1, kWarp, 0, nullptr, out.data, from.data);
+    const std::vector<float> got = out.host();
+    for (int lane = 0; lane < 32; ++lane) {
+      const float* mine = &got[static_cast<size_t>(lane * 6)];
+      EXPECT_TRUE(std::isnan(mine[0]) && std::isnan(mine[1]) && std::isnan(mine[3])) << lane;
+      EXPECT_EQ(mine[2], static_cast<float>(lane * 4));
+      EXPECT_EQ(mine[4], static_cast<float>((lane ^ 1) * 4));
+      EXPECT_EQ(mine[5], static_cast<float>((32 + (lane ^ 1)) * 4 + 3));
+    }
   });
 }
 

@@ -1,0 +1,83 @@
+// Attention that keeps log(sum of exp) of every row in place of its probabilities, forward and backward,
+// against the form that stores them.
+#include <fmt/format.h>
+
+#include "testing.h"
+
+namespace lte::testing {
+namespace {
+
+#ifdef LTE_TEST_BACKEND
+const char* const kSpecs[] = {LTE_TEST_BACKEND "+fused"};
+#else
+const char* const kSpecs[] = {"cpu+fused", "cpu+onednn+fused", "cuda+fused"};
+#endif
+
+class RowSums : public OpsTest {};
+
+TEST_P(RowSums, AttentionForwardAndBackward) {
+  struct {
+    Chunk c;
+    HeadShape h;
+    int64_t S;
+  } const cases[] = {
+      {{1, 1, 0}, {1, 1, 1}, 1},    {{2, 3, 0}, {4, 2, 5}, 7},      {{2, 9, 4}, {4, 2, 16}, 13},
+      {{1, 5, 0}, {3, 3, 7}, 5},    {{2, 70, 0}, {6, 3, 9}, 70},    {{1, 33, 30}, {2, 1, 17}, 64},
+      {{2, 64, 0}, {4, 4, 32}, 64}, {{1, 131, 0}, {4, 1, 16}, 140}, {{1, 257, 0}, {2, 2, 40}, 257}};
+  const Backend cpu = open_backend("cpu", 1);
+  ASSERT_TRUE(backends[0].ops.keeps_row_sums(*backends[0].ctx));
+  for (const auto& one : cases) {
+    const Chunk c = one.c;
+    const HeadShape h = one.h;
+    const int64_t S = one.S;
+    SCOPED_TRACE(fmt::format("B {} T {} pos {} H {} K {} C {}", c.B, c.T, c.pos, h.H, h.K, h.C));
+    const int64_t N = c.B * c.T, R = c.pos + c.T, W = (h.H + 2 * h.K) * h.C, HC = h.H * h.C;
+    const Tensor qkv = normal({N, W}), k = normal({c.B, h.K, S, h.C}),
+                 v = normal({c.B, h.K, S, h.C});
+    const Tensor want = blank({N, HC}), probs = blank({c.B, h.H, c.T, R});
+    cpu.ops.store_kv(*cpu.ctx, k, v, qkv, c, h);
+    // What lies in the cache beyond the chunk is never read.
+    for (int64_t i = 0; i < k.size(); ++i) {
+      if (i / h.C % S >= R) put(k, i, NAN), put(v, i, NAN);
+    }
+    cpu.ops.attention(*cpu.ctx, want, probs, qkv, k, v, c, h);
+    const Tensor out = blank({N, HC}), bare = blank({N, HC}), sums = blank({c.B, h.H, c.T});
+    run({out, sums}, [&](const Ops& o, Ctx& x) { o.attention(x, out, sums, qkv, k, v, c, h); });
+    run({bare}, [&](const Ops& o, Ctx& x) { o.attention(x, bare, {}, qkv, k, v, c, h); });
+    expect_close(out, values(want), tol(h.C + R, 2), "attention");
+    expect_close(bare, values(want), tol(h.C + R, 2), "attention that keeps nothing");
+    Values log_sums;
+    for (int64_t n = 0; n < sums.size(); ++n) {
+      const int64_t b = n / c.T / h.H, q = n / c.T % h.H, t = n % c.T,
+                    at_q = (b * c.T + t) * W + q * h.C;
+      double sum = 0;
+      for (int64_t j = 0; j <= c.pos + t; ++j) {
+        double dot = 0;
+        for (int64_t i = 0; i < h.C; ++i)
+          dot += at(qkv, at_q + i) * at(k, ((b * h.K + q * h.K / h.H) * S + j) * h.C + i);
+        sum += std::exp(dot / std::sqrt(static_cast<double>(h.C)));
+      }
+      log_sums.push_back(std::log(sum));
+    }
+    expect_close(sums, log_sums, tol(h.C + R, 4), "row sums");
+    if (c.pos > 0) continue;
+    const Tensor dout = normal({N, HC}), grad = blank({N, W}), dqkv = blank({N, W});
+    cpu.ops.attention_backward(*cpu.ctx, grad, dout, qkv, k, v, probs, c, h);
+    run({dqkv},
+        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, sums, c, h); });
+    const Values g = values(grad);
+    expect_close(dqkv, g, tol(h.C + R, std::max(1.0, std::min(10.0, largest(g)))), "its gradient");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, RowSums,
+                         ::testing::Combine(::testing::ValuesIn(kSpecs),
+                                            ::testing::Values(DType::f32, DType::f64)),
+                         [](const auto& info) {
+                           std::string name = std::get<0>(info.param);
+                           for (char& c : name) c = c == '+' || c == '-' ? '_' : c;
+                           return name + "_" + name_of(std::get<1>(info.param));
+                         });
+
+}  // namespace
+}  // namespace lte::testing
