@@ -64,7 +64,7 @@ CudaCtx::CudaCtx() {
 CudaCtx::~CudaCtx() {
   if (stream) cudaStreamSynchronize(stream);
   if (blas) cublasDestroy(blas);
-  for (Buffer* b : {&scratch, &lists, &blas_space}) cudaFree(b->data);
+  for (Buffer* b : {&scratch, &lists, &blas_space, &sweep}) cudaFree(b->data);
   if (stream) cudaStreamDestroy(stream);
 }
 
@@ -115,6 +115,7 @@ Backend open_cuda(std::string_view base) {
   LTE_CHECK(missing.empty(), "backend " + std::string(base) + ": " + missing);
   Backend b{.name = std::string(base), .ops = {}, .ctx = std::make_shared<CudaCtx>(), .memory = {}};
   b.memory = {make_managed, release_managed};
+  b.device = cuda_device();
   b.ops.finish = finish;
   fill_cuda_linear(b.ops);
   fill_cuda_embed(b.ops);
