@@ -16,3 +16,18 @@ lte_simt_backend_test(forward_kinds_test)
 lte_simt_backend_test(parity_test)
 lte_simt_backend_test(device_test)
 target_link_libraries(device_test_simt PRIVATE lte_bench)
+
+# The benchmark programs on the same kernels: a smoke run of the rows that the filter names.
+function(lte_simt_suite name filter)
+  add_executable(bench_${name}_simt ${CMAKE_SOURCE_DIR}/suites/${name}.cpp)
+  target_link_libraries(bench_${name}_simt PRIVATE lte_simt lte_gpu_simt lte_suite)
+  add_test(NAME smoke.${name}.simt
+    COMMAND bench_${name}_simt --smoke --backend=cuda-simt --threads=1 --benchmark_filter=${filter})
+  set_tests_properties(smoke.${name}.simt PROPERTIES TIMEOUT 300)
+  set_property(GLOBAL APPEND PROPERTY LTE_SIMT_TESTS bench_${name}_simt)
+endfunction()
+lte_simt_suite(ffn_kernel "(medium/f32|7b/bf16)/.*tokens:(1|16)/")
+lte_simt_suite(ffn_layer "active_permille:500/layer:0/.*tokens:(1|16)/")
+lte_simt_suite(decode "gpt2-medium/.*(dense|permille:(500|50))/batch:(1|16)/")
+lte_simt_suite(prefill "gpt2-medium/.*(dense|permille:(500|50))/tokens:8/")
+lte_simt_suite(train_step "tiny-gpt2-m")
