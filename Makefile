@@ -6,7 +6,7 @@ JOBS    ?= $(shell nproc)
 LTE      = $(BUILD)/lte
 PROTOCOL = $(if $(filter full,$(PROFILE)),quality,$(PROFILE))
 
-.PHONY: help deps build program test reproduce bench compare report claims data check format gpu clean
+.PHONY: help deps build program test reproduce bench compare report claims data check format gpu gpu-reproduce clean
 help:
 	@echo "make reproduce [PROFILE=default|smoke|search|full|text] [SHARD=i/n]   run the comparison and write results/"
 	@echo "make test       build and run all tests"
@@ -16,7 +16,9 @@ help:
 	@echo "make claims     hold results/claims.toml against the records"
 	@echo "make data       fetch the downloadable datasets (LTE_DATA_MIRROR is looked in first)"
 	@echo "make check      format, include arrows, file sizes, shell scripts"
-	@echo "make format     clang-format all sources;  make gpu: build with CUDA;  make clean: remove build/"
+	@echo "make gpu [PARTS=\"build tests suites torch\"] [SUITE=...]   with CUDA: build, tests, benchmark programs, a table"
+	@echo "make gpu-reproduce   suites/gpu.toml, trained and timed on the GPU, into results/gpu"
+	@echo "make format     clang-format all sources;  make clean: remove build/"
 
 deps:
 	@scripts/setup.sh
@@ -63,8 +65,22 @@ check:
 format:
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
-gpu: deps
-	@cmake --preset cuda && cmake --build build/cuda -j $(JOBS)
+# Without `deps`: a machine with a GPU may have the libraries elsewhere, and no packages to install.
+PARTS   ?= build tests suites torch
+gpu gpu-reproduce: export BUILD := build/cuda
+gpu gpu-reproduce: export JOBS := $(JOBS)
+gpu: export SUITE := $(if $(filter file,$(origin SUITE)),,$(SUITE))
+gpu: export OUT := $(if $(filter file,$(origin OUT)),,$(OUT))
+gpu:
+	@scripts/gpu.sh "$(PARTS)"
+
+# The committed records are of CPUs and stay as they are.
+gpu-reproduce:
+	@scripts/gpu.sh "build"
+	@why=$$($(BUILD)/lte info | sed -n 's/^backend cuda (not here: \(.*\))$$/\1/p'); \
+	if [ -n "$$why" ]; then echo "gpu-reproduce: no device ($$why): not run"; exit 1; fi
+	@datasets/fetch.sh data
+	@$(BUILD)/lte run suites/gpu.toml --backend cuda --work runs/gpu --results results/gpu
 
 clean:
 	rm -rf build

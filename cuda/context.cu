@@ -65,7 +65,7 @@ CudaCtx::CudaCtx() {
 CudaCtx::~CudaCtx() {
   if (stream) cudaStreamSynchronize(stream);
   if (blas) cublasDestroy(blas);
-  for (Buffer* b : {&scratch, &lists, &blas_space}) b->data.reset();
+  for (Buffer* b : {&scratch, &lists, &blas_space, &sweep}) b->data.reset();
   if (stream) cudaStreamDestroy(stream);
 }
 
@@ -122,6 +122,7 @@ Backend open_cuda(std::string_view base) {
   LTE_CHECK(missing.empty(), "backend " + std::string(base) + ": " + missing);
   Backend b{.name = std::string(base), .ops = {}, .ctx = std::make_shared<CudaCtx>(), .memory = {}};
   b.memory = {make_managed, release_managed};
+  b.device = cuda_device();
   b.ops.finish = finish;
   fill_cuda_linear(b.ops);
   fill_cuda_embed(b.ops);

@@ -21,6 +21,7 @@ struct CudaCtx : Ctx {
     size_t capacity = 0;
   };
   Buffer scratch, lists, blas_space;
+  Buffer sweep;  // as large as two L2 caches, where a cold cache was asked for (gauge.cu)
 
   CudaCtx();
   ~CudaCtx();
@@ -205,6 +206,7 @@ __device__ __forceinline__ double abs_of(double x) { return fabs(x); }
 template <class T>
 constexpr T kLowest = static_cast<T>(-INFINITY);
 
+const Device* cuda_device();     // gauge.cu
 void fill_cuda_linear(Ops&);     // linear.cu
 void fill_cuda_embed(Ops&);      // embed.cu
 void fill_cuda_norm(Ops&);       // norm.cu

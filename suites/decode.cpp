@@ -18,15 +18,26 @@ struct Row {
   int64_t B;
 };
 
+// By the device where there is one: gigabytes need not come from the host.
+void fill_cache_of(Backend& be, const Tensor& zeros, uint64_t seed) {
+  if (be.device) {
+    be.ops.noise_add(*be.ctx, zeros, 1, seed);
+  } else {
+    fill_uniform(zeros, 1, seed);
+  }
+}
+
 // Tokens of step t: column t of [B, steps].
-Work decode_work(Session& s, std::shared_ptr<const Params> params, const Plan& plan, Row row,
+Work decode_work(Session& s, std::shared_ptr<const Params> params,
+                 std::shared_ptr<const Params> reference, const Plan& plan, Row row,
                  std::vector<int32_t> text, bool fill_cache) {
   const int64_t steps = kSteps, prompt = kPrompt, B = row.B;
   const ModelConfig& c = params->cfg;
   const auto numbers = static_cast<double>(2 * B * (prompt + steps) * c.layers * c.kv_heads);
-  want_memory("the cache of keys and values", 4 * numbers * c.head_dim() + 1e9);
+  want_memory(s, "the cache of keys and values", 4 * numbers * c.head_dim() + 1e9);
   auto w = std::make_shared<Whole>(
       Whole{.params = params,
+            .reference = reference,
             .plan = plan,
             .dense = dense_plan(params->cfg),
             .state = make_state(*params, plan, B, 1, prompt + steps, Keep::one_layer),
@@ -44,8 +55,8 @@ Work decode_work(Session& s, std::shared_ptr<const Params> params, const Plan& p
   Work work = whole_work(s, w, row.density == 0);
   if (fill_cache) {
     for (size_t i = 0; i < w->state.layer.size(); ++i) {
-      fill_uniform(w->state.layer[i].k, 1, hash64(0xcac4e, i));
-      fill_uniform(w->state.layer[i].v, 1, hash64(0xcac4f, i));
+      fill_cache_of(s.backend, w->state.layer[i].k, hash64(0xcac4e, i));
+      fill_cache_of(s.backend, w->state.layer[i].v, hash64(0xcac4f, i));
     }
   } else {
     for (int64_t pos = 0; pos < prompt; ++pos) load(pos), work.call();
@@ -57,13 +68,13 @@ Work decode_work(Session& s, std::shared_ptr<const Params> params, const Plan& p
 
 void add_synthetic(std::vector<Case>& all, const Options& o, std::shared_ptr<Made> made,
                    const WholeShape& shape) {
-  for (double density : kWholeDensities) {
+  for (double density : whole_densities(o)) {
     for (int64_t B : {1, 4, 16, 64}) {
       all.push_back({fmt::format("decode/{}/batch:{}", synthetic_name(o, shape, density), B),
                      [=](Session& s) {
                        const auto params = made->params(s, shape);
                        const Plan& plan = made->thresholds(s, shape, density);
-                       return decode_work(s, params, plan, {density, B},
+                       return decode_work(s, params, made->reference(), plan, {density, B},
                                           random_tokens(4096, params->cfg.vocab), true);
                      }});
     }
@@ -82,8 +93,8 @@ void add_trained(std::vector<Case>& all, const Options& o, std::shared_ptr<Made>
                          LTE_CHECK(m->run.params.cfg.max_seq >= kPrompt + kSteps,
                                    "decode: the model's max_seq is too short");
                          std::shared_ptr<const Params> params(m, &m->run.params);
-                         Work w = decode_work(s, params, m->run.plan, {dense ? 0.0 : 1.0, B},
-                                              m->text.tokens, false);
+                         Work w = decode_work(s, params, params, m->run.plan,
+                                              {dense ? 0.0 : 1.0, B}, m->text.tokens, false);
                          w.counters = [m] { return trained_counters(*m); };
                          return w;
                        }});
@@ -100,7 +111,7 @@ std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
   auto made = std::make_shared<Made>();
   add_trained(all, o, made);
-  for (const WholeShape& shape : kWholeShapes) add_synthetic(all, o, made, shape);
+  for (const WholeShape& shape : whole_shapes(o)) add_synthetic(all, o, made, shape);
   return all;
 }
 

@@ -8,7 +8,7 @@
 
 #include "core/digest.h"
 #include "core/rng.h"
-#include "models.h"
+#include "reference.h"
 
 namespace lte {
 namespace {
@@ -37,7 +37,7 @@ Synthetic make_copies(Session& s, const Shape3& shape) {
   const double bytes =
       static_cast<double>(size_of(shape.weights)) * (c.gated ? 3.0 : 2.0) * c.dim * c.ffn;
   c.layers = std::clamp(static_cast<int>(kWeightBytes / bytes), 1, kMostCopies);
-  return make_synthetic(s.backend, c, shape.group, shape.weights);
+  return make_synthetic(s, c, shape.group, shape.weights);
 }
 
 // Inputs, their gates and lists, and where results go.
@@ -56,7 +56,8 @@ Block make_input(Session& s, const ModelConfig& c, int group, double density, in
                  uint64_t seed) {
   const int64_t E = c.ffn / group;
   Block b = make_block({shape(DType::f32, {N, c.dim}), shape(DType::f32, {N, E}),
-                        shape(DType::i32, {E, N}), shape(DType::i32, {E})});
+                        shape(DType::i32, {E, N}), shape(DType::i32, {E})},
+                       s.backend.memory);
   fill_uniform(b.tensor[0], 1, seed);
   const auto on = std::max<int64_t>(1, std::llround(density * static_cast<double>(E)));
   Rng rng(seed);
@@ -69,6 +70,7 @@ Block make_input(Session& s, const ModelConfig& c, int group, double density, in
     }
   }
   s.backend.ops.route(*s.backend.ctx, b.tensor[2], b.tensor[3], b.tensor[1]);
+  s.backend.finish();
   return b;
 }
 
@@ -90,30 +92,33 @@ void dense(Backend& be, const ModelConfig& c, const LayerParams& w, const Block&
   be.ops.gemm(*be.ctx, out, act, false, w.down_w, false);
 }
 
-Block make_out(const ModelConfig& c, int64_t N) {
-  return make_block({shape(DType::f32, {N, c.dim}), shape(DType::f32, {N, c.ffn}),
-                     shape(DType::f32, {N, c.ffn})});
+Block make_out(const ModelConfig& c, int64_t N, Memory where = {}) {
+  return make_block(
+      {shape(DType::f32, {N, c.dim}), shape(DType::f32, {N, c.ffn}), shape(DType::f32, {N, c.ffn})},
+      where);
 }
 
-// Rows [first, first + n) through plain loops.
-Checked check_part(const Kernel& k, const LayerParams& w, bool gates, int64_t first, int64_t n) {
+// Rows [first, first + n) through the reference; copy `at` of the weights.
+Checked check_part(const Session& s, const Kernel& k, size_t at, bool gates, int64_t first,
+                   int64_t n) {
   const ModelConfig& c = k.cfg();
   const Block want = make_out(c, n);
-  Backend naive = open_backend("cpu+naive", 1);
-  dense(naive, c, w, want, some_rows(k.at->tensor[0], first, n),
+  Backend reference = reference_backend(s, k.weights());
+  dense(reference, c, k.layers->reference().layer[at], want, some_rows(k.at->tensor[0], first, n),
         gates ? some_rows(k.at->tensor[1], first, n) : Tensor{});
-  return {.comparison =
-              compare_rows(some_rows(k.out.tensor[0], first, n), want.tensor[0], c.dim + c.ffn),
+  return {.comparison = compare_rows(s, some_rows(k.out.tensor[0], first, n), want.tensor[0],
+                                     k.weights(), c.dim + c.ffn, 1),
           .rows = n};
 }
 
 // As many rows as plain loops can afford, the first and the last ones.
-Checked check(const Kernel& k, const LayerParams& w, bool gates) {
+Checked check(const Session& s, const Kernel& k, const LayerParams* weights, bool gates) {
   const ModelConfig& c = k.cfg();
+  const auto at = static_cast<size_t>(weights - k.layers->params.layer.data());
   const int64_t N = k.at->tensor[0].rows();
   const int64_t n = reference_rows((c.gated ? 6.0 : 4.0) * c.dim * c.ffn, N), last = (n + 1) / 2;
-  const Checked end = check_part(k, w, gates, N - last, last);
-  return last == n ? end : both(check_part(k, w, gates, 0, n - last), end);
+  const Checked end = check_part(s, k, at, gates, N - last, last);
+  return last == n ? end : both(check_part(s, k, at, gates, 0, n - last), end);
 }
 
 Seen look(const Kernel& k, int group) {
@@ -140,9 +145,11 @@ Work make_row(Session& s, std::shared_ptr<Synthetic> layers, int group, double d
     k->input.push_back(
         make_input(s, c, group, density, N, hash64(0x9a7e, static_cast<uint64_t>(i))));
   }
-  k->out = make_out(c, N);
+  k->out = make_out(c, N, s.backend.memory);
   Work w;
   w.inputs = inputs, w.tokens = N;
+  w.memory = {&layers->params.memory, &k->out.memory};
+  for (const Block& b : k->input) w.memory.push_back(&b.memory);
   w.load = [k](int64_t i) {
     const auto at = static_cast<size_t>(i);
     const std::vector<LayerParams>& copies = k->layers->params.layer;
@@ -153,12 +160,12 @@ Work make_row(Session& s, std::shared_ptr<Synthetic> layers, int group, double d
   w.call = [&s, k] { gathered(s.backend, *k); };
   w.beside = [&s, k] { dense(s.backend, k->cfg(), *k->other, k->out, k->at->tensor[0], {}); };
   w.look = [k, group] { return look(*k, group); };
-  w.check = [k] { return check(*k, *k->mine, true); };
+  w.check = [&s, k] { return check(s, *k, k->mine, true); };
   w.output = [k] { return digest(k->out.tensor[0].data, k->out.tensor[0].bytes()); };
   w.dense = ffn_traffic(c, {.group = 0, .order = {}}, 1, 1, N, k->weights());
   if (dense_only) {
     w.call = w.beside, w.beside = {};
-    w.check = [k] { return check(*k, *k->other, false); };
+    w.check = [&s, k] { return check(s, *k, k->other, false); };
     w.look = [dense = w.dense] { return Seen{.active = 1, .loaded = 1, .traffic = dense}; };
   }
   return w;
@@ -175,10 +182,12 @@ std::vector<Case> cases(const Options& o) {
     const auto add = [&](const std::string& kind, double density, int64_t N, bool dense_only) {
       const std::string name = fmt::format("ffn_kernel/synthetic/{}{}/{}/tokens:{}",
                                            o.smoke ? "tiny-" : "", shape.name(), kind, N);
-      all.push_back({name, [=](Session& s) {
+      all.push_back({name,
+                     [=](Session& s) {
                        auto layers = made->get(shape.name(), [&] { return make_copies(s, shape); });
                        return make_row(s, layers, shape.group, density, N, dense_only);
-                     }});
+                     },
+                     true});
     };
     for (int64_t N : {1, 4, 16, 64, 256}) {
       add("dense", 1, N, true);

@@ -8,7 +8,7 @@
 #include "core/digest.h"
 #include "model/batches.h"
 #include "model/rows.h"
-#include "models.h"
+#include "reference.h"
 
 namespace lte {
 namespace {
@@ -20,10 +20,11 @@ struct Captured {
   Trained model;
   State state;  // all layers kept
   Chunk chunk;
+  Block zeros;  // [chunk, D]
 };
 
 Captured capture(Session& s, double active) {
-  Captured c{.model = make_trained(s, active), .state = {}, .chunk = {}};
+  Captured c{.model = make_trained(s, active), .state = {}, .chunk = {}, .zeros = {}};
   const LoadedRun& run = c.model.run;
   const int T = std::min(run.params.cfg.max_seq, 128);
   const std::vector<Window> windows = test_windows(c.model.text, T, kWindows);
@@ -36,6 +37,8 @@ Captured capture(Session& s, double active) {
   Tensor in = shape(DType::i32, {c.chunk.B * T});
   in.data = tokens.data();
   forward(s.backend, run.params, run.plan, in, c.chunk, {Gate::hard, Exec::masked}, c.state);
+  s.backend.finish();
+  c.zeros = make_block({c.state.layer[0].mid}, s.backend.memory);
   return c;
 }
 
@@ -54,26 +57,28 @@ struct Layer {
     ffn_layer(be, params().cfg, params().layer[layer], p, {Gate::hard, exec}, rows);
     return rows;
   }
-  void load(State& s, int64_t i) const {
-    const Tensor& mid = from->state.layer[layer].mid;
-    std::memcpy(s.layer[layer].mid.data, mid.as<float>() + i * N * mid.cols(),
-                first_rows(mid, N).bytes());
+  // By the backend: a device's memory is not moved.
+  void load(Backend& be, State& s, int64_t i) const {
+    be.ops.add(*be.ctx, first_rows(s.layer[layer].mid, N),
+               some_rows(from->state.layer[layer].mid, i * N, N),
+               first_rows(from->zeros.tensor[0], N));
   }
 };
 
-Checked check(const Layer& l, const FfnPlan& p) {
+Checked check(const Session& s, const Layer& l, const FfnPlan& p) {
   State other = make_state(l.params(), l.from->model.run.plan, 1, l.N, l.N, Keep::one_layer);
   LayerState got = rows_of(l.state.layer[l.layer], {1, l.N, 0});
   std::memcpy(other.layer[l.layer].mid.data, got.mid.data, got.mid.bytes());
-  Backend naive = open_backend("cpu+naive", 1);
-  const LayerState want = l.run(naive, p, Exec::masked, other);
+  Backend reference = reference_backend(s, DType::f32);
+  const LayerState want = l.run(reference, p, Exec::masked, other);
   if (p.router != RouterKind::none &&
       !std::equal(got.gates.as<float>(), got.gates.as<float>() + got.gates.size(),
                   want.gates.as<float>(), [](float a, float b) { return (a != 0) == (b != 0); })) {
     return {.comparison = {}, .decided = false};
   }
   const ModelConfig& c = l.params().cfg;
-  return {.comparison = compare_rows(got.delta, want.delta, c.dim + c.ffn), .rows = l.N};
+  return {.comparison = compare_rows(s, got.delta, want.delta, DType::f32, c.dim + c.ffn, 1),
+          .rows = l.N};
 }
 
 Seen look(const Layer& l) {
@@ -100,20 +105,21 @@ Work make_row(Session& s, std::shared_ptr<Captured> from, size_t layer, int64_t 
             .state = make_state(run.params, run.plan, 1, N, N, Keep::one_layer)});
   Work w;
   w.inputs = std::min<int64_t>(from->chunk.B * from->chunk.T / N, 32), w.tokens = N;
-  w.load = [l](int64_t i) { l->load(l->state, i); };
+  w.load = [&s, l](int64_t i) { l->load(s.backend, l->state, i); };
+  w.memory = {&run.params.memory, &from->state.memory, &from->zeros.memory, &l->state.memory};
   w.call = [&s, l] { l->run(s.backend, l->plan(), Exec::gathered, l->state); };
   w.beside = [&s, l] { l->run(s.backend, l->dense, Exec::gathered, l->state); };
   w.output = [l, N] {
     const Tensor delta = first_rows(l->state.layer[l->layer].delta, N);
     return digest(delta.data, delta.bytes());
   };
-  w.check = [l] { return check(*l, l->plan()); };
+  w.check = [&s, l] { return check(s, *l, l->plan()); };
   w.look = [l] { return look(*l); };
   w.dense = ffn_traffic(run.params.cfg, l->dense, 1, 1, N);
   w.counters = [from] { return trained_counters(from->model); };
   if (dense_only) {
     w.call = w.beside, w.beside = {};
-    w.check = [l] { return check(*l, l->dense); };
+    w.check = [&s, l] { return check(s, *l, l->dense); };
     w.look = [dense = w.dense] { return Seen{.active = 1, .loaded = 1, .traffic = dense}; };
   }
   return w;
@@ -137,7 +143,8 @@ std::vector<Case> cases(const Options& o) {
                          [=](Session& s) {
                            auto from = made->get(model, [&] { return capture(s, active); });
                            return make_row(s, from, layer, N, dense_only);
-                         }});
+                         },
+                         true});
         }
       }
     }

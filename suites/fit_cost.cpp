@@ -28,7 +28,7 @@ Base make_base(Session& s, const Method& m) {
          .fitted = {}};
   ModelConfig c = parse_model(m.gated_only ? "llama-nano" : "gpt2-nano");
   c.vocab = static_cast<int>(b.data.tokenizer.vocab.size());
-  b.params = make_params(c, dense_plan(c));
+  b.params = make_params(c, dense_plan(c), DType::f32, s.backend.memory);
   init_params(b.params, 0);
   TrainSpec spec;
   spec.steps = 2 * b.steps, spec.batch = 8, spec.seq = 64, spec.lr = 3e-3;

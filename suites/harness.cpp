@@ -11,6 +11,7 @@
 #include <set>
 
 #include "bench/measure.h"
+#include "core/device.h"
 #include "core/statistics.h"
 
 namespace lte {
@@ -19,7 +20,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kSkipped = "skipped: ";
-constexpr double kFreshSeconds = 1;  // ceilings older than this are measured again
+// Ceilings older than this are measured again. A device is nobody else's.
+constexpr double kFreshSeconds = 1, kFreshDeviceSeconds = 60;
 
 constexpr const char* kHelp =
     "Flags of the suite, before those of Google Benchmark:\n"
@@ -37,10 +39,12 @@ struct Gauge {
   Clock::time_point when;
 
   const Ceilings& fresh(Session& s) {
-    if (!block) block.emplace();
+    const bool device = s.backend.device;
     const double age = std::chrono::duration<double>(Clock::now() - when).count();
-    if (last.stream_all > 0 && age < kFreshSeconds) return last;
-    last = measure_ceilings(s.backend, s.options.threads, *block);
+    if (last.stream_all > 0 && age < (device ? kFreshDeviceSeconds : kFreshSeconds)) return last;
+    if (!device && !block) block.emplace();
+    last =
+        device ? measure_device(s.backend) : measure_ceilings(s.backend, s.options.threads, *block);
     when = Clock::now();
     return last;
   }
@@ -69,6 +73,7 @@ Prepared prepare(const Case& c, Session& s) {
   for (int64_t i = 0; i < w.inputs; ++i) {
     if (w.load) w.load(i);
     w.call();
+    s.backend.finish();
     p.outputs.push_back(w.output());
     check_output(w, p);
     if (!w.look) continue;
@@ -89,13 +94,13 @@ struct Times {
 
 // The library reports the mean of a repetition's calls; a call that was interrupted would move it. So
 // the whole time is handed over at the end, as that of so many calls of the median.
-Times timed_loop(benchmark::State& state, Session& s, const Work& w) {
+Times timed_loop(benchmark::State& state, Session& s, const Work& w, Timer timer) {
   Times t;
   for (auto _ : state) {
     const auto i = static_cast<int64_t>(t.call.size()) % w.inputs;
-    if (w.load) w.load(i);
-    if (w.beside) t.beside.push_back(seconds_of(s.backend, w.beside));
-    t.call.push_back(seconds_of(s.backend, w.call));
+    if (w.load) w.load(i), s.backend.finish();
+    if (w.beside) t.beside.push_back(seconds_of(s.backend, timer, w.beside));
+    t.call.push_back(seconds_of(s.backend, timer, w.call));
     const auto n = static_cast<benchmark::IterationCount>(t.call.size());
     state.SetIterationTime(n == state.max_iterations ? median_of(t.call) * static_cast<double>(n)
                                                      : 0);
@@ -113,6 +118,7 @@ void count_time(benchmark::State& state, const Prepared& p, const Times& t, cons
     state.counters["GBps"] = 1e-9 * all.bytes / seconds;
     state.counters["GFLOPs"] = 1e-9 * all.flops / seconds;
     if (all.bytes > 0) state.counters["of_stream"] = all.bytes / seconds / c.stream_all;
+    if (all.bytes > 0 && c.copy > 0) state.counters["of_copy"] = all.bytes / seconds / c.copy;
     state.counters["of_gemm"] = all.flops / seconds / product_rate(all, c);
   }
   if (!w.beside) return;
@@ -124,17 +130,25 @@ void count_time(benchmark::State& state, const Prepared& p, const Times& t, cons
   state.counters["of_ideal"] = ratio / ideal;
 }
 
-void run_row(benchmark::State& state, Session& s, Gauge& gauge, const Case& c,
+// What host code has written or read since goes back to the device, so that no timed call moves it.
+void fetch(Session& s, const Work& w) {
+  if (!s.backend.device) return;
+  for (const Arena* a : w.memory) s.backend.device->fetch(*s.backend.ctx, a->base(), a->used);
+}
+
+void run_row(benchmark::State& state, Session& s, Gauge& gauge, const Case& c, Timer timer,
              Latest<Prepared>& latest) {
   const Prepared& p = *latest.get(c.name, [&] { return prepare(c, s); });
   const Work& w = p.work;
+  fetch(s, w);
   const Ceilings ceilings = s.options.smoke ? Ceilings{} : gauge.fresh(s);
   for (int64_t i = 0; !s.options.smoke && i < std::min<int64_t>(w.inputs, 2); ++i) {  // warm-up
     if (w.load) w.load(i);
     if (w.beside) w.beside();
     w.call();
   }
-  const Times times = timed_loop(state, s, w);
+  s.backend.finish();
+  const Times times = timed_loop(state, s, w, timer);
   const size_t last = (times.call.size() - 1) % static_cast<size_t>(w.inputs);
   LTE_CHECK(w.output() == p.outputs[last], "the last timed output differs from the checked one");
   if (!s.options.smoke) count_time(state, p, times, ceilings);
@@ -176,6 +190,10 @@ void add_context(Session& s, Gauge& gauge) {
     benchmark::AddCustomContext(key, value);
   }
   benchmark::AddCustomContext("backend", s.backend.name);
+  if (s.backend.device) {
+    for (const auto& [key, value] : s.backend.device->describe())
+      benchmark::AddCustomContext(key, value);
+  }
   benchmark::AddCustomContext("simd", simd_of());
   benchmark::AddCustomContext(
       "library_note",
@@ -187,7 +205,13 @@ void add_context(Session& s, Gauge& gauge) {
   }
   const Ceilings& c = gauge.fresh(s);
   const auto giga = [](double rate) { return fmt::format("{:.1f}", 1e-9 * rate); };
-  benchmark::AddCustomContext("stream_1_GBps", giga(c.stream_one));
+  if (s.backend.device) {
+    benchmark::AddCustomContext("device_copy_GBps", giga(c.copy));
+    benchmark::AddCustomContext("gemm_tf32_GFLOPs", giga(c.gemm_tf32));
+    benchmark::AddCustomContext("gpu_clock_GHz", c.clock > 0 ? giga(c.clock) : "unknown");
+  } else {
+    benchmark::AddCustomContext("stream_1_GBps", giga(c.stream_one));
+  }
   benchmark::AddCustomContext("stream_all_GBps", giga(c.stream_all));
   benchmark::AddCustomContext("gemm_f32_GFLOPs", giga(c.gemm_f32));
   benchmark::AddCustomContext("gemm_bf16_GFLOPs", c.gemm_bf16 > 0 ? giga(c.gemm_bf16) : "none");
@@ -222,10 +246,11 @@ Options take_options(int& argc, char** argv) {
   return o;
 }
 
-void register_case(const Case& c, Session& s, Gauge& gauge, Latest<Prepared>& latest) {
-  auto* row = benchmark::RegisterBenchmark(c.name.c_str(), [&, c](benchmark::State& state) {
+void register_row(const std::string& name, const Case& c, Timer timer, Session& s, Gauge& gauge,
+                  Latest<Prepared>& latest) {
+  auto* row = benchmark::RegisterBenchmark(name.c_str(), [&, c, timer](benchmark::State& state) {
     try {
-      run_row(state, s, gauge, c, latest);
+      run_row(state, s, gauge, c, timer, latest);
     } catch (const Skip& skip) {
       state.SkipWithError(fmt::format("{}{}", kSkipped, skip.why).c_str());
     } catch (const std::exception& e) {
@@ -236,11 +261,20 @@ void register_case(const Case& c, Session& s, Gauge& gauge, Latest<Prepared>& la
   if (s.options.smoke) row->Iterations(1);
 }
 
+void register_case(const Case& c, Session& s, Gauge& gauge, Latest<Prepared>& latest) {
+  if (!c.kernels || !s.backend.device) {
+    return register_row(c.name, c, Timer::wall, s, gauge, latest);
+  }
+  register_row(c.name + "/l2:warm", c, Timer::warm, s, gauge, latest);
+  register_row(c.name + "/l2:cold", c, Timer::cold, s, gauge, latest);
+}
+
 int run_suite(int argc, char** argv) {
   Session session{.options = take_options(argc, argv), .backend = {}};
   std::string& backend = session.options.backend;
   if (backend == "auto" && kInference) backend = fastest_inference();
   session.backend = open_backend(backend, session.options.threads);
+  session.options.device = session.backend.device;
   Gauge gauge;
   Latest<Prepared> latest;
   const std::vector<Case> all = cases(session.options);
@@ -257,15 +291,16 @@ int run_suite(int argc, char** argv) {
 
 }  // namespace
 
-double seconds_of(Backend& be, const std::function<void()>& call) {
+double seconds_of(Backend& be, Timer timer, const std::function<void()>& call) {
+  if (timer != Timer::wall) return be.device->seconds(*be.ctx, call, timer == Timer::cold);
   const double start = wall_seconds();
   call();
   be.finish();
   return wall_seconds() - start;
 }
 
-Block make_block(std::initializer_list<Tensor> shapes) {
-  Block b{.tensor = shapes, .memory = {}};
+Block make_block(std::initializer_list<Tensor> shapes, Memory where) {
+  Block b{.tensor = shapes, .memory = {.where = where}};
   size_t bytes = 0;
   for (const Tensor& t : b.tensor) bytes += Arena::padded(t.bytes());
   b.memory.reserve(bytes);

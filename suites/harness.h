@@ -15,9 +15,10 @@ namespace lte {
 
 struct Options {
   std::string backend = "auto";
-  int threads = 0;     // 0: one for each core
-  bool smoke = false;  // every case once on tiny shapes; nothing is claimed about time
-  std::string run;     // folder of a trained and fitted model; "": one is trained at the start
+  int threads = 0;      // 0: one for each core
+  bool smoke = false;   // every case once on tiny shapes; nothing is claimed about time
+  std::string run;      // folder of a trained and fitted model; "": one is trained at the start
+  bool device = false;  // the backend has one
 };
 
 // What the last call computed and read.
@@ -46,6 +47,7 @@ struct Work {
   Traffic dense;                           // of `beside`, where that is the dense model
   int64_t tokens = 0;                      // of one call
   std::function<std::map<std::string, double>()> counters;  // what else there is to say
+  std::vector<const Arena*> memory;  // what the calls use: brought to a device before it is timed
 };
 
 // Thrown by `prepare` where a row cannot be run here: it appears as "skipped: why".
@@ -57,9 +59,14 @@ struct Session {
   Options options;
   Backend backend;
 };
+// How a row is timed. wall: by the host's clock, with one wait at the end. The others are for calls without a
+// host's part in them: by the device's own events, the L2 cache holding what the last call left there (warm),
+// or nothing of use (cold). Without a device they are wall.
+enum class Timer : uint8_t { wall, warm, cold };
 struct Case {
   std::string name;  // family/synthetic or trained/model/...; key:value for numbers
   std::function<Work(Session&)> prepare;
+  bool kernels = false;  // on a device two rows, warm and cold: "NAME/l2:warm"
 };
 
 // Defined by every program: its rows, and whether they only infer.
@@ -83,16 +90,16 @@ struct Latest {
   }
 };
 
-// Seconds that one call takes, by the host's clock. A backend whose calls return early is waited
-// for, or timed by its own events, here and nowhere else.
-double seconds_of(Backend&, const std::function<void()>& call);
+// Seconds that one call takes. A backend whose calls return early is waited for, or timed by its own
+// events, here and nowhere else.
+double seconds_of(Backend&, Timer, const std::function<void()>& call);
 
 // Tensors and the memory that they lie in, as one value.
 struct Block {
   std::vector<Tensor> tensor;
   Arena memory;
 };
-Block make_block(std::initializer_list<Tensor> shapes);
+Block make_block(std::initializer_list<Tensor> shapes, Memory = {});
 
 // "density_permille:500", names of other numbers alike.
 int permille(double share);

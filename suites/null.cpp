@@ -28,9 +28,10 @@ Work nothing(Session&) {
 // out = a + b on one element.
 Work one_element(Session& s) {
   const Tensor one = shape(DType::f32, {1, 1});
-  auto b = std::make_shared<Block>(make_block({one, one, one}));
+  auto b = std::make_shared<Block>(make_block({one, one, one}, s.backend.memory));
   b->tensor[1].as<float>()[0] = 1, b->tensor[2].as<float>()[0] = 2;
   Work w;
+  w.memory = {&b->memory};
   w.call = [&s, b] { s.backend.ops.add(*s.backend.ctx, b->tensor[0], b->tensor[1], b->tensor[2]); };
   w.output = [b] { return digest(b->tensor[0].data, sizeof(float)); };
   w.check = [b] { return exactly(*b->tensor[0].as<float>(), 3); };
@@ -71,11 +72,12 @@ Work wake(Session& s, bool asleep) {
 Work empty_forward(Session& s) {
   ModelConfig c = parse_model("gpt2-nano:layers=1,dim=8,heads=1,ffn=8,max_seq=8");
   c.vocab = 8;
-  Params params = make_params(c, dense_plan(c));
+  Params params = make_params(c, dense_plan(c), DType::f32, s.backend.memory);
   init_params(params, 1);
   auto shared = std::make_shared<const Params>(std::move(params));
   auto w = std::make_shared<Whole>(
       Whole{.params = shared,
+            .reference = shared,
             .plan = dense_plan(c),
             .dense = dense_plan(c),
             .state = make_state(*shared, dense_plan(c), 1, 1, 1, Keep::one_layer),

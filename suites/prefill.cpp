@@ -9,14 +9,16 @@ namespace {
 
 constexpr int64_t kPrompts = 2;  // different ones
 
-Work prefill_work(Session& s, std::shared_ptr<const Params> params, const Plan& plan, bool dense,
-                  int64_t T, std::vector<int32_t> text) {
+Work prefill_work(Session& s, std::shared_ptr<const Params> params,
+                  std::shared_ptr<const Params> reference, const Plan& plan, bool dense, int64_t T,
+                  std::vector<int32_t> text) {
   LTE_CHECK(static_cast<int64_t>(text.size()) >= kPrompts * T, "prefill: too little text");
   if (T > params->cfg.max_seq) {
     throw Skip{fmt::format("the model's positions end at {}", params->cfg.max_seq)};
   }
   auto w =
       std::make_shared<Whole>(Whole{.params = params,
+                                    .reference = reference,
                                     .plan = plan,
                                     .dense = dense_plan(params->cfg),
                                     .state = make_state(*params, plan, 1, T, T, Keep::one_layer),
@@ -47,21 +49,21 @@ std::vector<Case> cases(const Options& o) {
              [=](Session& s) {
                const auto m = made->trained.get(model, [&] { return make_trained(s, active); });
                std::shared_ptr<const Params> params(m, &m->run.params);
-               Work w = prefill_work(s, params, m->run.plan, dense, T, m->text.tokens);
+               Work w = prefill_work(s, params, params, m->run.plan, dense, T, m->text.tokens);
                w.counters = [m] { return trained_counters(*m); };
                return w;
              }});
       }
     }
   }
-  for (const WholeShape& shape : kWholeShapes) {
-    for (double density : kWholeDensities) {
+  for (const WholeShape& shape : whole_shapes(o)) {
+    for (double density : whole_densities(o)) {
       for (int64_t T : {unit, 4 * unit}) {
         all.push_back({fmt::format("prefill/{}/tokens:{}", synthetic_name(o, shape, density), T),
                        [=](Session& s) {
                          const auto params = made->params(s, shape);
                          const Plan& plan = made->thresholds(s, shape, density);
-                         return prefill_work(s, params, plan, density == 0, T,
+                         return prefill_work(s, params, made->reference(), plan, density == 0, T,
                                              random_tokens(kPrompts * T, params->cfg.vocab));
                        }});
       }

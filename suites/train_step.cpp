@@ -9,7 +9,7 @@
 
 #include "core/digest.h"
 #include "model/train.h"
-#include "models.h"
+#include "reference.h"
 
 namespace lte {
 namespace {
@@ -26,6 +26,9 @@ constexpr Row kRows[] = {{"gpt2-nano", 32, 128},      {"gpt2-micro", 16, 256},
                          {"gpt2-mini", 8, 256},       {"llama-nano", 32, 128},
                          {"llama-mini", 8, 256},      {"gpt2-mini", 8, 256, 0.5},
                          {"gpt2-mini", 8, 256, 0.25}, {"gpt2-mini", 8, 256, 0.1}};
+// And those that a device runs besides.
+constexpr Row kDeviceRows[] = {
+    {"gpt2", 8, 512}, {"gpt2", 8, 512, 0.5}, {"gpt2", 8, 512, 0.25}, {"gpt2", 8, 512, 0.1}};
 constexpr int kGroup = 32;
 
 // A model in training on random tokens.
@@ -56,12 +59,16 @@ struct Step {
     gradients(be);
     adamw_step(be, params, grads, m, v, spec, step, false);
   }
-  void load(int64_t i) {
+  // By the backend: a device's memory is not moved.
+  void load(Backend& be, int64_t i) {
     step = i;
     if (i > 0) return;
-    std::memcpy(params.flat().data, first.flat().data, first.flat().bytes());
-    std::memset(m.flat().data, 0, m.flat().bytes());
-    std::memset(v.flat().data, 0, v.flat().bytes());
+    for (Params* moments : {&m, &v}) be.ops.fill(*be.ctx, moments->flat(), 0);
+    be.ops.add(*be.ctx, params.flat(), first.flat(), m.flat());
+  }
+  std::vector<const Arena*> memory() const {
+    return {&first.memory, &params.memory, &m.memory,      &v.memory,
+            &state.memory, &grads.memory,  &grads.d.memory};
   }
 };
 
@@ -75,9 +82,9 @@ Plan plan_of(const ModelConfig& c, double density) {
   return plan;
 }
 
-Step make_step(const ModelConfig& c, int batch, int seq, double density) {
+Step make_step(const ModelConfig& c, int batch, int seq, double density, Memory where) {
   const Plan plan = plan_of(c, density);
-  Params first = make_params(c, plan);
+  Params first = make_params(c, plan, DType::f32, where);
   init_params(first, 1);
   for (LayerParams& l : first.layer) {
     if (l.router_w) fill_uniform(l.router_w, 1, 3);
@@ -91,8 +98,8 @@ Step make_step(const ModelConfig& c, int batch, int seq, double density) {
           .chunk = {.B = batch, .T = seq, .pos = 0},
           .first = clone(first),
           .params = std::move(first),
-          .m = make_params(c, plan),
-          .v = make_params(c, plan),
+          .m = make_params(c, plan, DType::f32, where),
+          .v = make_params(c, plan, DType::f32, where),
           .state = std::move(state),
           .grads = std::move(grads),
           .tokens = random_tokens(static_cast<int64_t>(batch) * seq + 1, c.vocab),
@@ -108,7 +115,7 @@ struct Products {
   std::vector<Linear> linear;
   Arena memory;
 
-  Products(const ModelConfig& c, int64_t N) {
+  Products(const ModelConfig& c, int64_t N, Memory where) : memory{.where = where} {
     const auto add = [&](int64_t in, int64_t out, int64_t times) {
       const Tensor x = shape(DType::f32, {N, in}), w = shape(DType::f32, {out, in});
       linear.push_back({x, w, shape(DType::f32, {N, out}), x, w, times});
@@ -140,18 +147,21 @@ struct Products {
 
 constexpr int kChecked = 72;  // tokens: enough for the kernels of many rows
 
-// Gradients of one short sequence against plain loops, tensor by tensor; the worst of them.
-Checked check(Backend& be, const ModelConfig& c, double density) {
-  Step got = make_step(c, 1, kChecked, density), want = make_step(c, 1, kChecked, density);
+// Gradients of one short sequence against the reference, tensor by tensor; the worst of them.
+Checked check(Session& s, const ModelConfig& c, double density) {
+  Step got = make_step(c, 1, kChecked, density, s.backend.memory);
+  Step want = make_step(c, 1, kChecked, density, {});
   want.exec = Exec::masked;
-  Backend naive = open_backend("cpu+naive", 1);
-  got.gradients(be), want.gradients(naive);
+  Backend reference = reference_backend(s, DType::f32);
+  got.gradients(s.backend), want.gradients(reference);
+  s.backend.finish();
   std::vector<Tensor> wanted;
   visit_params(want.grads.d, [&](Tensor& t, const ParamInfo&) { wanted.push_back(t); });
   Checked all{.comparison = {.ok = true, .message = {}}, .rows = got.chunk.T};
   size_t i = 0;
   visit_params(got.grads.d, [&](Tensor& t, const ParamInfo& info) {
-    Comparison one = compare_rows(t, wanted[i++], c.layers * (c.dim + c.ffn));
+    Comparison one =
+        compare_rows(s, t, wanted[i++], DType::f32, c.layers * (c.dim + c.ffn), c.layers);
     if (one.ok && one.worst_used <= all.comparison.worst_used) return;
     one.message = info.name + " " + one.message;
     if (all.comparison.ok) all.comparison = one;
@@ -164,25 +174,29 @@ Work make_row(Session& s, const Row& r) {
   c.vocab = 256;
   const int batch = s.options.smoke ? 2 : r.batch, seq = s.options.smoke ? 16 : r.seq;
   const double density = r.density;
-  auto step = std::make_shared<Step>(make_step(c, batch, seq, density));
+  auto step = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend.memory));
   if (density < 1 && !can_train_gathered(s.backend, step->plan, Gate::hard, {}))
     throw Skip{"the backend has no kernels for gathered training"};
   Work w;
   w.inputs = kSteps, w.tokens = static_cast<int64_t>(batch) * seq;
-  w.load = [step](int64_t i) { step->load(i); };
+  w.memory = step->memory();
+  w.load = [&s, step](int64_t i) { step->load(s.backend, i); };
   w.call = [&s, step] { step->run(s.backend); };
   if (density < 1) {
-    auto masked = std::make_shared<Step>(make_step(c, batch, seq, density));
+    auto masked = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend.memory));
     masked->exec = Exec::masked;
+    for (const Arena* a : masked->memory()) w.memory.push_back(a);
     w.beside = [&s, masked] { masked->run(s.backend); };
     w.beside_counter = "x_masked";
   } else {
-    auto products = std::make_shared<Products>(c, static_cast<int64_t>(batch) * seq);
+    auto products =
+        std::make_shared<Products>(c, static_cast<int64_t>(batch) * seq, s.backend.memory);
+    w.memory.push_back(&products->memory);
     w.beside = [&s, products] { products->run(s.backend); };
     w.beside_counter = "of_products";
   }
   w.output = [step] { return digest(step->params.flat().data, step->params.flat().bytes()); };
-  w.check = [&s, c, density] { return check(s.backend, c, density); };
+  w.check = [&s, c, density] { return check(s, c, density); };
   // Closed experts are not computed: two or three matrices, forward and both of their gradients.
   const double open = density < 1 ? step->plan.layer[0].cut * kGroup / c.ffn : 1;
   const double closed = 6.0 * (c.gated ? 3 : 2) * (1 - open) * c.layers * c.dim * c.ffn;
@@ -200,7 +214,9 @@ const bool kInference = false;
 
 std::vector<Case> cases(const Options& o) {
   std::vector<Case> all;
-  for (const Row& r : kRows) {
+  std::vector<Row> rows(std::begin(kRows), std::end(kRows));
+  if (o.device) rows.insert(rows.end(), std::begin(kDeviceRows), std::end(kDeviceRows));
+  for (const Row& r : rows) {
     std::string name = fmt::format("train_step/{}{}/batch:{}/seq:{}", o.smoke ? "tiny-" : "",
                                    r.model, r.batch, r.seq);
     if (r.density < 1)

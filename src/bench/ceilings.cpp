@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/device.h"
+
 namespace lte {
 namespace {
 
@@ -90,6 +92,15 @@ Ceilings measure_ceilings(Backend& be, int threads, const StreamBlock& block, in
     c.gemm_f32 = std::max(c.gemm_f32, flops / f32.seconds(be));
     if (bf16) c.gemm_bf16 = std::max(c.gemm_bf16, flops / half.seconds(be));
   }
+  return c;
+}
+
+Ceilings measure_device(Backend& be, size_t bytes, int side) {
+  LTE_CHECK(be.device, "backend " + be.name + " has no device");
+  const DeviceRates r = be.device->rates(*be.ctx, bytes, side);
+  const bool tf32 = (be.name + "+").find("+tf32+") != std::string::npos;
+  Ceilings c{.stream_all = r.read, .gemm_f32 = tf32 ? r.tf32 : r.f32, .gemm_bf16 = r.bf16};
+  c.copy = r.copy, c.gemm_tf32 = r.tf32, c.clock = r.clock;
   return c;
 }
 

@@ -12,6 +12,9 @@ struct Ceilings {
   double stream_one = 0, stream_all = 0;  // bytes/s read from memory, by one thread and by all
   double gemm_f32 = 0;                    // FLOP/s of the backend's product of floats
   double gemm_bf16 = 0;                   // the same with weights of bf16; 0: it has none
+  // Of a device alone, where stream_all is what a kernel reads and products are the vendor's (gemm_f32 with
+  // TF32 where the backend computes so); see DeviceRates.
+  double copy = 0, gemm_tf32 = 0, clock = 0;
 };
 
 inline constexpr int64_t kStreamBytes = int64_t{512} << 20;  // beyond every cache
@@ -44,5 +47,10 @@ bool has_bf16(Backend&);
 
 // The best of `passes`, so that a ceiling is one: other work on the machine only lowers a rate.
 Ceilings measure_ceilings(Backend&, int threads, const StreamBlock&, int passes = 3);
+
+inline constexpr size_t kDeviceBytes = size_t{1} << 30;  // beyond every L2 cache
+inline constexpr int kDeviceSide = 8192;
+// The same of a backend that has a device.
+Ceilings measure_device(Backend&, size_t bytes = kDeviceBytes, int side = kDeviceSide);
 
 }  // namespace lte

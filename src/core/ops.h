@@ -256,11 +256,14 @@ struct Ops {
   void (*adamw)(Ctx&, Tensor p, Tensor grad, Tensor m, Tensor v, AdamW);
 };
 
+struct Device;  // core/device.h
+
 struct Backend {
   std::string name;
   Ops ops;
   std::shared_ptr<Ctx> ctx;
   Memory memory = {};  // where all tensors that it is given must lie, but tokens and targets
+  const Device* device = nullptr;  // what a GPU has beside the operations; null on a CPU
 
   void finish() const { ops.finish(*ctx); }
 };
