@@ -202,7 +202,27 @@ TEST_F(Claims, WithinHoldsTheLossAtTheRatio) {
   EXPECT_EQ(one(kWithin).verdict, "not reproduced") << "better, but with too many FLOPs";
   records[0].status = "failed";
   EXPECT_EQ(one(kWithin).measured, "no row of three seeds computes at most 1/2 of the dense FLOPs");
+  EXPECT_EQ(one(kWithin).verdict, "not run");
+}
+
+TEST_F(Claims, WithinHoldsWhereItHoldsOnAnyText) {
+  three("lte", {}, 2.2), three("dense", {}, 2.0);
   EXPECT_EQ(one(kWithin).verdict, "not reproduced");
+  const std::string first = one(kWithin).suite;
+  const std::vector<Record> before = records;
+  for (Record r : before) {
+    r.what.suite = "other";
+    if (r.what.method == "lte") r.quality.loss -= 0.2;
+    records.push_back(r);
+  }
+  add("lte", {{"eta", "5"}}, 0, 3);  // the first suite has most records
+  const Verdict v = one(kWithin);
+  EXPECT_EQ(v.verdict, "reproduced");
+  EXPECT_EQ(v.suite, "other");
+  for (Record& r : records)
+    r.quality.loss += r.what.method == "lte" && r.what.suite == "other" ? 0.2 : 0;
+  EXPECT_EQ(one(kWithin).suite, first)
+      << "where it holds nowhere, the first suite's figures are shown";
 }
 
 TEST_F(Claims, WithinComparesOneDatasetAndModel) {

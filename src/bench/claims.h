@@ -16,7 +16,8 @@ struct Verdict {
 };
 
 // Throws Error on a malformed file. A claim is judged within one suite, the one with most records
-// of those that can decide it; without the records that it needs it is "not run".
+// of those that can decide it, or where it is about any text ("within") the first in which it holds; without
+// the records that it needs it is "not run".
 std::vector<Verdict> judge(const std::string& claims_path, std::span<const Record>);
 
 }  // namespace lte
