@@ -18,8 +18,9 @@ constexpr int kResamples = 1000;
 constexpr const char* kVariants[] = {
     "score",  "allocation", "selection",    "construction", "rule",   "by",     "look_ahead",
     "before", "group",      "router_input", "distill",      "scaled", "lambda", "warm_tokens"};
-// Those that are written wherever they are set, so that a row means the same in every column.
-constexpr const char* kAlways[] = {"score", "scaled", "lambda"};
+// Those that are written wherever they are set, so that a row means the same in every column; so are single
+// neurons in place of experts.
+constexpr const char* kAlways[] = {"score", "scaled", "lambda", "before"};
 
 std::string variant_of(const Row& row, std::span<const Group> groups) {
   const Experiment& e = row.what();
@@ -35,8 +36,10 @@ std::string variant_of(const Row& row, std::span<const Group> groups) {
                       (other == r->what.knobs.end() || other->second != own->second);
              });
     });
-    const bool always = std::any_of(std::begin(kAlways), std::end(kAlways),
-                                    [&](const char* name) { return knob == std::string(name); });
+    const bool single = knob == std::string("group") && own->second == "1";
+    const bool always =
+        single || std::any_of(std::begin(kAlways), std::end(kAlways),
+                              [&](const char* name) { return knob == std::string(name); });
     if (differs || always) label += fmt::format(" {}={}", knob, own->second);
   }
   return fmt::format("{} ({})", label, e.protocol);
