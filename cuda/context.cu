@@ -18,14 +18,15 @@ constexpr std::string_view kName = "cuda";
 void* make_managed(size_t bytes) {
   size_t free = 0, total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  LTE_CHECK(bytes <= total, std::to_string(bytes) + " bytes were asked for, and the GPU has " +
-                                std::to_string(total) +
-                                ": beyond that, every use would move pages to and from the host");
+  LTE_CHECK(bytes <= free,
+            std::to_string(bytes) + " bytes were asked for, and of the GPU's " +
+                std::to_string(total) + " " + std::to_string(free) +
+                " are free: beyond that, every use would move pages to and from the host");
   void* block = nullptr;
-  if (cudaMallocManaged(&block, bytes) != cudaSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
+  const cudaError_t made = cudaMallocManaged(&block, bytes);
+  cudaGetLastError();
+  if (made == cudaErrorMemoryAllocation) return nullptr;
+  check_cuda(made, "cudaMallocManaged");
 #ifndef LTE_SIMT
 #if CUDART_VERSION >= 13000
   cudaMemLocation device{};

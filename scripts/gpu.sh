@@ -72,7 +72,7 @@ nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || true
 
 if wants tests; then
   start=$SECONDS
-  ctest --test-dir "$build" -L gpu --output-on-failure -j "$((jobs < 4 ? jobs : 4))" || fail "tests failed"
+  ctest --test-dir "$build" -L gpu --no-tests=error --output-on-failure -j "$((jobs < 4 ? jobs : 4))" || fail "tests failed"
   cp "$build/Testing/Temporary/LastTest.log" "$out/tests.log"
   skipped=$(awk '/: Skipped$/ { getline; why[$0]++ } END { for (w in why) print why[w] " cases:" w }' "$out/tests.log")
   [ -n "$skipped" ] && say "skipped: $skipped"

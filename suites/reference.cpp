@@ -55,7 +55,9 @@ Backend reference_backend(const Session& s, DType weights) {
 }
 
 double allowed(const Session& s, DType weights, int64_t length, int64_t layers, double largest) {
-  const bool rounds = s.backend.device && weights == DType::bf16;
+  const bool rounds =
+      s.backend.device &&
+      (weights == DType::bf16 || has_variant(s.backend, "bf16") || has_variant(s.backend, "tf32"));
   return rounds ? 0x1.0p-7 * std::sqrt(static_cast<double>(layers)) * largest
                 : tolerance_of(DType::f32, length, largest);
 }

@@ -82,14 +82,16 @@ Plan plan_of(const ModelConfig& c, double density) {
   return plan;
 }
 
-Step make_step(const ModelConfig& c, int batch, int seq, double density, Memory where) {
+Step make_step(const ModelConfig& c, int batch, int seq, double density, const Backend& be) {
   const Plan plan = plan_of(c, density);
+  const Memory where = be.memory;
   Params first = make_params(c, plan, DType::f32, where);
   init_params(first, 1);
   for (LayerParams& l : first.layer) {
     if (l.router_w) fill_uniform(l.router_w, 1, 3);
   }
-  State state = make_state(first, plan, batch, seq, seq, Keep::all_layers);
+  State state =
+      make_state(first, plan, batch, seq, seq, Keep::all_layers, be.ops.keeps_row_sums(*be.ctx));
   Gradients grads = make_gradients(first, plan, state);
   TrainSpec spec;
   spec.steps = 1000, spec.batch = batch, spec.seq = seq;
@@ -149,10 +151,10 @@ constexpr int kChecked = 72;  // tokens: enough for the kernels of many rows
 
 // Gradients of one short sequence against the reference, tensor by tensor; the worst of them.
 Checked check(Session& s, const ModelConfig& c, double density) {
-  Step got = make_step(c, 1, kChecked, density, s.backend.memory);
-  Step want = make_step(c, 1, kChecked, density, {});
-  want.exec = Exec::masked;
+  Step got = make_step(c, 1, kChecked, density, s.backend);
   Backend reference = reference_backend(s, DType::f32);
+  Step want = make_step(c, 1, kChecked, density, reference);
+  want.exec = Exec::masked;
   got.gradients(s.backend), want.gradients(reference);
   s.backend.finish();
   std::vector<Tensor> wanted;
@@ -174,7 +176,7 @@ Work make_row(Session& s, const Row& r) {
   c.vocab = 256;
   const int batch = s.options.smoke ? 2 : r.batch, seq = s.options.smoke ? 16 : r.seq;
   const double density = r.density;
-  auto step = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend.memory));
+  auto step = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend));
   if (density < 1 && !can_train_gathered(s.backend, step->plan, Gate::hard, {}))
     throw Skip{"the backend has no kernels for gathered training"};
   Work w;
@@ -183,7 +185,7 @@ Work make_row(Session& s, const Row& r) {
   w.load = [&s, step](int64_t i) { step->load(s.backend, i); };
   w.call = [&s, step] { step->run(s.backend); };
   if (density < 1) {
-    auto masked = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend.memory));
+    auto masked = std::make_shared<Step>(make_step(c, batch, seq, density, s.backend));
     masked->exec = Exec::masked;
     for (const Arena* a : masked->memory()) w.memory.push_back(a);
     w.beside = [&s, masked] { masked->run(s.backend); };

@@ -101,7 +101,7 @@ TEST_F(Graphs, OutlivesTheGrowthOfScratch) {
   const std::shared_ptr<void> graph = record(small);
   be.finish();
   const Values once = values(first);
-  EXPECT_THROW(want_scratch(), Error) << "a grid that no GPU has, after its scratch was made";
+  EXPECT_THROW(want_scratch(), Error) << "too large a grid, after its scratch was made";
   be.finish();
   for (int64_t i = 0; i < 3; ++i) put(first, i, 0);
   replay(graph);

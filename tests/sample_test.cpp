@@ -1,6 +1,7 @@
 // Sampling: against the rule of Ops::sample in plain loops, and against the softmax.
 #include <fmt/format.h>
 
+#include <map>
 #include <numeric>
 
 #include "testing.h"
@@ -14,7 +15,9 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 // Draws on one backend, one token for each uniform number.
 std::vector<int32_t> draw(const std::string& spec, const std::vector<float>& logits,
                           const Sampling& how, const std::vector<double>& uniform) {
-  Backend be = open_backend(spec, 1);
+  static std::map<std::string, Backend> opened;
+  if (!opened.contains(spec)) opened.emplace(spec, open_backend(spec, 1));
+  Backend& be = opened.at(spec);
   Store s{.where = be.memory};
   const auto n = static_cast<int64_t>(uniform.size());
   Draws d{.token = s.ints({-1}),

@@ -98,8 +98,10 @@ Ceilings measure_ceilings(Backend& be, int threads, const StreamBlock& block, in
 Ceilings measure_device(Backend& be, size_t bytes, int side) {
   LTE_CHECK(be.device, "backend " + be.name + " has no device");
   const DeviceRates r = be.device->rates(*be.ctx, bytes, side);
-  const bool tf32 = (be.name + "+").find("+tf32+") != std::string::npos;
-  Ceilings c{.stream_all = r.read, .gemm_f32 = tf32 ? r.tf32 : r.f32, .gemm_bf16 = r.bf16};
+  const double products = has_variant(be, "bf16")   ? r.bf16
+                          : has_variant(be, "tf32") ? r.tf32
+                                                    : r.f32;
+  Ceilings c{.stream_all = r.read, .gemm_f32 = products, .gemm_bf16 = r.bf16};
   c.copy = r.copy, c.gemm_tf32 = r.tf32, c.clock = r.clock;
   return c;
 }

@@ -87,6 +87,10 @@ std::string fastest_inference() {
   return kOnednnPatch ? "cpu+onednn+simd+fused" : "cpu+simd+fused";
 }
 
+bool has_variant(const Backend& be, std::string_view name) {
+  return (be.name + "+").find("+" + std::string(name) + "+") != std::string::npos;
+}
+
 Backend open_backend(std::string_view named, int threads) {
   const std::string fastest = fastest_backend();
   const std::string_view spec = named == "auto" ? std::string_view(fastest) : named;

@@ -268,6 +268,9 @@ struct Backend {
   void finish() const { ops.finish(*ctx); }
 };
 
+// Whether the backend was opened with this variant: has_variant(open_backend("cpu+naive"), "naive").
+bool has_variant(const Backend&, std::string_view name);
+
 // Another kernel for one or more entries of a backend: "cpu+naive".
 struct Variant {
   const char* backend;
