@@ -88,7 +88,7 @@ std::string fastest_inference() {
 }
 
 bool has_variant(const Backend& be, std::string_view name) {
-  return (be.name + "+").find("+" + std::string(name) + "+") != std::string::npos;
+  return fmt::format("{}+", be.name).find(fmt::format("+{}+", name)) != std::string::npos;
 }
 
 Backend open_backend(std::string_view named, int threads) {
