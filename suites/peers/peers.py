@@ -77,6 +77,7 @@ def main():
     a.add_argument("--gguf", help="folder of llama.cpp's gguf package, where it is not installed")
     a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--rounds", type=int, default=3)
+    a.add_argument("--only", choices=["training", "decoding"])
     a.add_argument("--out", help="file for every figure, as JSON")
     o = a.parse_args()
     groups = [
@@ -94,6 +95,8 @@ def main():
                             ("lte, a quarter of the FFN", lambda d=dtype: decode_ours(o, d, 0.25)),
                             ("llama.cpp", lambda d=dtype: decode_llama(o, d, folder))]))
         for what, programs in groups:
+            if o.only and not what.startswith(o.only):
+                continue
             rates = {name: [] for name, _ in programs}
             for turn in range(o.rounds):
                 for name, run in programs if turn % 2 == 0 else programs[::-1]:
