@@ -127,10 +127,10 @@ TEST_F(Graphs, WhatMayNotBeRecordedIsRefused) {
       {"grows the scratch", [&] { want_scratch(); }},
   };
   for (const auto& [what, work] : forbidden) {
-    const std::string error = error_of([&] {
+    const std::string error = error_of([&, &go = work] {
       record([&] {
         be.ops.add(*be.ctx, x, x, x);
-        work();
+        go();
       });
     });
     EXPECT_NE(error, "no error") << what;

@@ -146,9 +146,9 @@ TEST_P(Parity, EveryNamedTensor) {
   }
   wanted.clear(), at = 0;
   visit_params(want.p, [&](Tensor& t, const ParamInfo&) { wanted.push_back(t); });
-  visit_params(got.p, [&](Tensor& t, const ParamInfo& info) {
+  visit_params(got.p, [&, type = dtype](Tensor& t, const ParamInfo& info) {
     const Tensor& w = wanted[at++];
-    expect_close(t, w, tolerance_of(dtype, 1, largest(values(w))), info.name + " after a step");
+    expect_close(t, w, tolerance_of(type, 1, largest(values(w))), info.name + " after a step");
   });
 }
 INSTANTIATE_TEST_SUITE_P(Every, Parity,
