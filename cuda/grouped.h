@@ -63,24 +63,14 @@ __global__ void pair_rows_kernel(Lists l, const X* x, const W* w0, const W* w1, 
   };
   SumOf<S> sum[kMats][2][kPairCols / 8][4] = {};
   const int row0 = warp_of_thread() * 32;
-  if (steps > 0) load(0);
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) {
-      load(step + 1);
-      copy16_wait<1>();
-    } else {
-      copy16_wait<0>();
-    }
-    __syncthreads();
-    if (row0 < rows) {  // a whole warp
+  in_two_buffers(steps, load, [&](int64_t step) {
+    if (row0 >= rows) return;  // a whole warp
 #pragma unroll
-      for (int m = 0; m < kMats; ++m) {
-        add_product<true, true>(sum[m], xs[step % 2] + row0 * kStride, kStride, ws[step % 2][m],
-                                kStride);
-      }
+    for (int m = 0; m < kMats; ++m) {
+      add_product<true, true>(sum[m], xs[step % 2] + row0 * kStride, kStride, ws[step % 2][m],
+                              kStride);
     }
-    __syncthreads();
-  }
+  });
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -212,8 +202,8 @@ __global__ void add_outer_kernel(SumOf<S>* dw, Lists l, const R* rows, const X* 
   const int32_t* list = l.index + e * l.N;
   const R* from = rows + l.first[e] * l.G + j0;
   const int steps = (count + kDepth<S> - 1) / kDepth<S>;
-  const auto load = [&](int step) {
-    const int begin = step * kDepth<S>;
+  const auto load = [&](int64_t step) {
+    const int begin = static_cast<int>(step) * kDepth<S>;
     stage<S, kOuterRows>(as[step % 2], kDepth<S>, l.G - j0, wide_rows, [&](int r) {
       return begin + r < count ? from + (begin + r) * l.G : nullptr;
     });
@@ -224,18 +214,9 @@ __global__ void add_outer_kernel(SumOf<S>* dw, Lists l, const R* rows, const X* 
   };
   SumOf<S> sum[2][4][4] = {};
   const int col0 = warp_of_thread() * 32;
-  load(0);
-  for (int step = 0; step < steps; ++step) {
-    if (step + 1 < steps) {
-      load(step + 1);
-      copy16_wait<1>();
-    } else {
-      copy16_wait<0>();
-    }
-    __syncthreads();
+  in_two_buffers(steps, load, [&](int64_t step) {
     add_product<false, false>(sum, as[step % 2], kLda, bs[step % 2] + col0, kLdb);
-    __syncthreads();
-  }
+  });
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll

@@ -134,4 +134,22 @@ __device__ __forceinline__ void stage(S* to, int rows, int64_t cols, bool wide, 
   }
 }
 
+// use(step) for steps 0, 1, .. of what load(step) has asked for, in the buffer step % 2, while the next
+// one is on its way. For whole blocks; load ends with copy16_group().
+template <class Load, class Use>
+__device__ __forceinline__ void in_two_buffers(int64_t steps, Load&& load, Use&& use) {
+  if (steps > 0) load(0);
+  for (int64_t step = 0; step < steps; ++step) {
+    if (step + 1 < steps) {
+      load(step + 1);
+      copy16_wait<1>();
+    } else {
+      copy16_wait<0>();
+    }
+    __syncthreads();
+    use(step);
+    __syncthreads();
+  }
+}
+
 }  // namespace lte

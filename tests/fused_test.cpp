@@ -33,33 +33,26 @@ class FusedProduct : public ::testing::TestWithParam<const char*> {};
 TEST_P(FusedProduct, LargerThanItsBlocks) {
   if (!in_this_build(GetParam())) GTEST_SKIP() << GetParam() << " is not in this build";
   Store s;
-  Rng rng(3);
-  struct {
-    int64_t n, m, k;
-  } const cases[] = {{300, 70, 600}, {9, 33, 1024}, {257, 40, 512}, {64, 9, 256}, {1, 1, 700}};
+  const ProductCase cases[] = {
+      {300, 70, 600}, {9, 33, 1024}, {257, 40, 512}, {64, 9, 256}, {1, 1, 700}};
   Backend one = open_backend(GetParam(), 1), many = open_backend(GetParam(), 7),
           naive = open_backend("cpu+naive", 1);
-  for (const auto& [n, m, k] : cases) {
-    for (int flags = 0; flags < 8; ++flags) {
-      const bool ta = flags & 1, tb = flags & 2, add = flags & 4;
-      SCOPED_TRACE(fmt::format("{}x{}x{} ta {} tb {} add {}", n, m, k, ta, tb, add));
-      const Tensor a = ta ? s.normal(DType::f32, {k, n}, rng) : s.normal(DType::f32, {n, k}, rng);
-      const Tensor b = tb ? s.normal(DType::f32, {m, k}, rng) : s.normal(DType::f32, {k, m}, rng);
-      const Tensor want = s.normal(DType::f32, {n, m}, rng),
-                   got = s.of(DType::f32, {n, m}, values(want)),
-                   same = s.of(DType::f32, {n, m}, values(want));
-      const auto call = [&](Backend& be, const Tensor& out) {
-        (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
-      };
-      const Tensor sizes = sizes_of(s, want);
-      (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
-                                                  sizes_of(s, b), tb);
-      call(naive, want), call(one, got), call(many, same);
-      expect_product(got, want, sizes, k);
-      expect_same_bits(got, same, "threads");
-      EXPECT_TRUE(s.intact());
-    }
-  }
+  each_product(s, cases,
+               [&](ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+                 const auto [n, m, k] = c;
+                 const Tensor want = s.normal(DType::f32, {n, m}, rng),
+                              got = s.of(DType::f32, {n, m}, values(want)),
+                              same = s.of(DType::f32, {n, m}, values(want));
+                 const auto call = [&](Backend& be, const Tensor& out) {
+                   (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
+                 };
+                 const Tensor sizes = sizes_of(s, want);
+                 (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
+                                                             sizes_of(s, b), tb);
+                 call(naive, want), call(one, got), call(many, same);
+                 expect_product(got, want, sizes, k);
+                 expect_same_bits(got, same, "threads");
+               });
 }
 
 INSTANTIATE_TEST_SUITE_P(Own, FusedProduct, ::testing::Values("cpu+fused", "cpu+onednn+fused"));

@@ -213,11 +213,7 @@ TEST_P(WholeNumbers, TrainingIsExact) {
 INSTANTIATE_TEST_SUITE_P(Every, WholeNumbers,
                          ::testing::Combine(::testing::ValuesIn(specs()),
                                             ::testing::Values(DType::f32, DType::f64)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param);
-                           for (char& c : name) c = c == '+' || c == '-' ? '_' : c;
-                           return name + "_" + name_of(std::get<1>(info.param));
-                         });
+                         [](const auto& info) { return spec_and_type(info.param); });
 
 }  // namespace
 }  // namespace lte::testing

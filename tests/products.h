@@ -1,6 +1,8 @@
 // How far a product in f32 may be off, element by element.
 #pragma once
 
+#include <fmt/format.h>
+
 #include "testing.h"
 
 namespace lte::testing {
@@ -22,6 +24,27 @@ inline Tensor sizes_of(Store& s, const Tensor& t) {
   Values v = values(t);
   for (double& x : v) x = std::abs(x);
   return s.of(t.dtype, {t.rows(), t.cols()}, v);
+}
+
+struct ProductCase {
+  int64_t n, m, k;
+};
+// f(case, rng, a, ta, b, tb, add) for every case and form of a product, op(a)[n,k] op(b)[k,m], with factors drawn.
+template <class F>
+void each_product(Store& s, std::span<const ProductCase> cases, F&& f) {
+  Rng rng(3);
+  for (const ProductCase& c : cases) {
+    for (int flags = 0; flags < 8; ++flags) {
+      const bool ta = flags & 1, tb = flags & 2, add = flags & 4;
+      SCOPED_TRACE(fmt::format("{}x{}x{} ta {} tb {} add {}", c.n, c.m, c.k, ta, tb, add));
+      const Tensor a =
+          ta ? s.normal(DType::f32, {c.k, c.n}, rng) : s.normal(DType::f32, {c.n, c.k}, rng);
+      const Tensor b =
+          tb ? s.normal(DType::f32, {c.m, c.k}, rng) : s.normal(DType::f32, {c.k, c.m}, rng);
+      f(c, rng, a, ta, b, tb, add);
+      EXPECT_TRUE(s.intact());
+    }
+  }
 }
 
 }  // namespace lte::testing

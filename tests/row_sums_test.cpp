@@ -73,11 +73,7 @@ TEST_P(RowSums, AttentionForwardAndBackward) {
 INSTANTIATE_TEST_SUITE_P(Every, RowSums,
                          ::testing::Combine(::testing::ValuesIn(kSpecs),
                                             ::testing::Values(DType::f32, DType::f64)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param);
-                           for (char& c : name) c = c == '+' || c == '-' ? '_' : c;
-                           return name + "_" + name_of(std::get<1>(info.param));
-                         });
+                         [](const auto& info) { return spec_and_type(info.param); });
 
 }  // namespace
 }  // namespace lte::testing

@@ -247,15 +247,18 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<const char*, DType>> 
   }
 };
 
+// The name of a case of (backend, type).
+template <class Spec>
+std::string spec_and_type(const std::tuple<Spec, DType>& param) {
+  std::string name = std::get<0>(param);
+  for (char& c : name) c = c == '+' || c == '-' ? '_' : c;
+  return name + "_" + name_of(std::get<1>(param));
+}
 #define LTE_EVERY_BACKEND(Suite)                                                          \
   INSTANTIATE_TEST_SUITE_P(Every, Suite,                                                  \
                            ::testing::Combine(::testing::ValuesIn(kTestBackends),         \
                                               ::testing::Values(DType::f32, DType::f64)), \
-                           [](const auto& info) {                                         \
-                             std::string name = std::get<0>(info.param);                  \
-                             for (char& c : name) c = c == '+' || c == '-' ? '_' : c;     \
-                             return name + "_" + name_of(std::get<1>(info.param));        \
-                           })
+                           [](const auto& info) { return spec_and_type(info.param); })
 
 // ---- tiny models
 

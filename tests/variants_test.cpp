@@ -19,45 +19,37 @@ const char *const kRounding = "cpu+bf16", *const kRoundingToo = "cpu+fused+bf16"
 TEST(Bf16Product, OfRoundedFactors) {
   if (!in_this_build(kRounding)) GTEST_SKIP() << kRounding << " is not in this build";
   Store s;
-  Rng rng(3);
-  struct {
-    int64_t n, m, k;
-  } const cases[] = {{1, 1, 1},      {7, 5, 3},      {33, 31, 2},
-                     {130, 257, 67}, {300, 70, 601}, {9, 33, 1024}};
+  const ProductCase cases[] = {{1, 1, 1},      {7, 5, 3},      {33, 31, 2},
+                               {130, 257, 67}, {300, 70, 601}, {9, 33, 1024}};
   Backend one = open_backend(kRounding, 1), many = open_backend(kRoundingToo, 7),
           naive = open_backend("cpu+naive", 1);
-  for (const auto& [n, m, k] : cases) {
-    for (int flags = 0; flags < 8; ++flags) {
-      const bool ta = flags & 1, tb = flags & 2, add = flags & 4;
-      SCOPED_TRACE(fmt::format("{}x{}x{} ta {} tb {} add {}", n, m, k, ta, tb, add));
-      const Tensor a = ta ? s.normal(DType::f32, {k, n}, rng) : s.normal(DType::f32, {n, k}, rng);
-      const Tensor b = tb ? s.normal(DType::f32, {m, k}, rng) : s.normal(DType::f32, {k, m}, rng);
-      const Tensor want = add ? s.normal(DType::f32, {n, m}, rng) : s.blank(DType::f32, {n, m}),
-                   got = s.of(DType::f32, {n, m}, values(want)),
-                   same = s.of(DType::f32, {n, m}, values(want));
-      const auto call = [&](Backend& be, const Tensor& out) {
-        (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
-        be.finish();
-      };
-      call(one, got), call(many, same);
-      expect_same_bits(got, same, "threads");
-      double moved = 0;
-      for (const Tensor& t : {a, b}) {
-        for (int64_t i = 0; i < t.size(); ++i) {
-          const float rounded = to_float(to_bf16(t.as<float>()[i]));
-          moved = std::max(moved, std::abs(at(t, i) - static_cast<double>(rounded)));
-          put(t, i, rounded);
+  each_product(
+      s, cases, [&](ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+        const auto [n, m, k] = c;
+        const Tensor want = add ? s.normal(DType::f32, {n, m}, rng) : s.blank(DType::f32, {n, m}),
+                     got = s.of(DType::f32, {n, m}, values(want)),
+                     same = s.of(DType::f32, {n, m}, values(want));
+        const auto call = [&](Backend& be, const Tensor& out) {
+          (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
+          be.finish();
+        };
+        call(one, got), call(many, same);
+        expect_same_bits(got, same, "threads");
+        double moved = 0;
+        for (const Tensor& t : {a, b}) {
+          for (int64_t i = 0; i < t.size(); ++i) {
+            const float rounded = to_float(to_bf16(t.as<float>()[i]));
+            moved = std::max(moved, std::abs(at(t, i) - static_cast<double>(rounded)));
+            put(t, i, rounded);
+          }
         }
-      }
-      EXPECT_GT(moved, 0) << "rounding changed nothing";
-      const Tensor sizes = sizes_of(s, want);
-      (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
-                                                  sizes_of(s, b), tb);
-      call(naive, want);
-      expect_product(got, want, sizes, k);
-      EXPECT_TRUE(s.intact());
-    }
-  }
+        EXPECT_GT(moved, 0) << "rounding changed nothing";
+        const Tensor sizes = sizes_of(s, want);
+        (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
+                                                    sizes_of(s, b), tb);
+        call(naive, want);
+        expect_product(got, want, sizes, k);
+      });
   const Tensor a = s.of(DType::f32, {1, 2}, {NAN, 1}), b = s.of(DType::f32, {2, 1}, {1, 1}),
                out = s.blank(DType::f32, {1, 1});
   one.ops.gemm(*one.ctx, out, a, false, b, false);
