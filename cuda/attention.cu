@@ -1,7 +1,7 @@
 // Rotary positions, key-value cache and causal attention. With stored probabilities (training):
 // batched products by cuBLAS around a softmax of rows. Without: the kernels of attention.h, and with the rows'
-// sums kept (training of variant fused) those of attention_backward.h.
-#include "attention_backward.h"
+// sums kept (training of variant fused) those of attention_backward.h; of variant bf16 those of attention_cores.h.
+#include "attention_cores.h"
 
 namespace lte {
 namespace {
@@ -167,14 +167,35 @@ AttentionIn<T> attention_in(Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadSha
           .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
 }
 
-template <class T>
+// Calls f.template operator()<kC>() for the width of tiles on tensor cores that holds C columns.
+constexpr int64_t kMostCoreColumns = 128;
+template <class F>
+void with_core_width(int64_t C, F&& f) {
+  C <= 64 ? f.template operator()<64>() : f.template operator()<128>();
+}
+// Tiles of `height` rows of every head of every sequence.
+dim3 attention_grid(Chunk c, int64_t heads, int64_t height) {
+  return dim3(static_cast<unsigned>(pieces(c.T, height)), static_cast<unsigned>(heads),
+              static_cast<unsigned>(c.B));
+}
+
+template <bool kCores, class T>
 void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
                       Chunk chunk, HeadShape s) {
   const AttentionIn<T> in = attention_in<T>(qkv, k, v, chunk, s);
   const auto H = static_cast<unsigned>(s.H);
   if (log_sums || chunk.T > kFewQueries) {
-    const dim3 grid(static_cast<unsigned>(pieces(chunk.T, kTileQ)), H,
-                    static_cast<unsigned>(chunk.B));
+    if constexpr (kCores && std::is_same_v<T, float>) {
+      if (s.C <= kMostCoreColumns) {
+        with_core_width(s.C, [&]<int kC>() {
+          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreThreads,
+                 core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out), ptr<T>(log_sums), in,
+                 s.C % Pack<bf16>::kSize == 0);
+        });
+        return;
+      }
+    }
+    const dim3 grid = attention_grid(chunk, s.H, kTileQ);
     const size_t shared = static_cast<size_t>(attention_tile_size(s.C)) * sizeof(T);
     launch(attention_tile_kernel<T>, grid, kTileThreads, shared, cuda(ctx).stream, ptr<T>(out),
            ptr<T>(log_sums), in);
@@ -192,18 +213,19 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
          cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count), static_cast<int>(s.C));
 }
 
+template <bool kCores>
 void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
                HeadShape s) {
   with_type(out, [&]<class T>() {
     if (probs && probs.rank == 4) {
       stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
     } else {
-      online_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
+      online_attention<kCores, T>(ctx, out, probs, qkv, k, v, chunk, s);
     }
   });
 }
 
-template <class T>
+template <bool kCores, class T>
 void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                      Tensor log_sums, Chunk chunk, HeadShape s) {
   CudaCtx& c = cuda(ctx);
@@ -212,25 +234,37 @@ void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, T
                            .log_sums = ptr<T>(log_sums),
                            .delta = c.workspace<T>(log_sums.size()),
                            .dqkv = ptr<T>(dqkv)};
+  if constexpr (kCores && std::is_same_v<T, float>) {
+    if (s.C <= kMostCoreColumns) {
+      with_core_width(s.C, [&]<int kC>() {
+        const bool wide = s.C % Pack<bf16>::kSize == 0;
+        launch(attention_core_dq_kernel<kC>, attention_grid(chunk, s.H, kCoreTile),
+               kCoreBackThreads, core_shared(kC, 4, 1, 4), c.stream, f, wide);
+        launch(attention_core_dkv_kernel<kC>, attention_grid(chunk, s.K, kCoreTile),
+               kCoreBackThreads, core_shared(kC, 4, 2, 2), c.stream, f, wide);
+      });
+      return;
+    }
+  }
   const auto shared = [&](int sums) {
     return static_cast<size_t>(back_shared<T>(f.in.C, sums)) * sizeof(T);
   };
-  const auto tiles = static_cast<unsigned>(pieces(chunk.T, kBackTile));
-  const auto grid = [&](int64_t heads) {
-    return dim3(tiles, static_cast<unsigned>(heads), static_cast<unsigned>(chunk.B));
-  };
-  launch(attention_dq_kernel<T>, grid(s.H), kBackThreads, shared(1), c.stream, f);
-  launch(attention_dkv_kernel<T>, grid(s.K), kBackThreads, shared(2), c.stream, f);
+  launch(attention_dq_kernel<T>, attention_grid(chunk, s.H, kBackTile), kBackThreads, shared(1),
+         c.stream, f);
+  launch(attention_dkv_kernel<T>, attention_grid(chunk, s.K, kBackTile), kBackThreads, shared(2),
+         c.stream, f);
 }
 
 // With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
 // dQ = dS K / sqrt(C);  dK = dS' Q / sqrt(C), summed over the query heads of a key-value head.
+template <bool kCores>
 void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                         Tensor probs, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
   if (probs.rank == 3) {
-    with_type(dqkv,
-              [&]<class T>() { online_backward<T>(ctx, dqkv, dout, qkv, k, v, probs, chunk, s); });
+    with_type(dqkv, [&]<class T>() {
+      online_backward<kCores, T>(ctx, dqkv, dout, qkv, k, v, probs, chunk, s);
+    });
     return;
   }
   CudaCtx& c = cuda(ctx);
@@ -273,12 +307,17 @@ void patch_fused(Ops& ops) {
 extern void (*const kCudaFused)(Ops&);
 void (*const kCudaFused)(Ops&) = patch_fused;
 
+void round_cuda_attention(Ops& ops) {
+  ops.attention = attention<true>;
+  ops.attention_backward = attention_backward<true>;
+}
+
 void fill_cuda_attention(Ops& ops) {
   ops.rope = rope;
   ops.store_kv = store_kv;
   ops.keeps_row_sums = [](Ctx&) { return false; };
-  ops.attention = attention;
-  ops.attention_backward = attention_backward;
+  ops.attention = attention<false>;
+  ops.attention_backward = attention_backward<false>;
 }
 
 }  // namespace lte

@@ -220,6 +220,8 @@ void fill_cuda_router(Ops&);     // router.cu
 void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 void fill_cuda_grouped(Ops&);    // grouped.cu
-void round_cuda_products(Ops&);  // linear.cu: factors of floats to bf16
+// Variant bf16: factors of products of floats are rounded to it.
+void round_cuda_products(Ops&);   // linear.cu
+void round_cuda_attention(Ops&);  // attention.cu
 
 }  // namespace lte

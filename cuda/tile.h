@@ -27,12 +27,33 @@ __device__ __forceinline__ int sum_col(int n, int i) {
   return n * 8 + lane_of_thread() % 4 * 2 + i % 2;
 }
 
-// sum += A B over kDepth, where A[i, k] = a[i lda + k] if kAlongA, else a[k lda + i], and
-// B[k, j] = b[j ldb + k] if kAlongB, else b[k ldb + j]. All lanes of a warp; lda, ldb multiples of 16 bytes.
+// sum += A B over 16, A in registers as load_matrices gives it, B[k, j] = b[j ldb + k] if kAlongB, else
+// b[k ldb + j]. All lanes of a warp; ldb a multiple of 16 bytes.
+template <bool kAlongB, int kM, int kN>
+__device__ __forceinline__ void multiply(float (&sum)[kM][kN][4], const uint32_t (&left)[kM][4],
+                                         const bf16* b, int ldb) {
+  static_assert(kN % 2 == 0);
+  const int low = lane_of_thread() % 8, mid = lane_of_thread() / 8 % 2 * 8,
+            high = lane_of_thread() / 16 * 8;
+#pragma unroll
+  for (int n = 0; n < kN; n += 2) {
+    uint32_t right[4];
+    load_matrices<!kAlongB>(right, kAlongB ? b + (n * 8 + low + high) * ldb + mid
+                                           : b + (low + mid) * ldb + n * 8 + high);
+    const uint32_t one[2] = {right[0], right[1]}, two[2] = {right[2], right[3]};
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      mma_bf16(sum[m][n], left[m], one);
+      mma_bf16(sum[m][n + 1], left[m], two);
+    }
+  }
+}
+
+// sum += A B over kDepth, where A[i, k] = a[i lda + k] if kAlongA, else a[k lda + i], and B as above. All lanes
+// of a warp; lda, ldb multiples of 16 bytes.
 template <bool kAlongA, bool kAlongB, int kM, int kN>
 __device__ __forceinline__ void add_product(float (&sum)[kM][kN][4], const bf16* a, int lda,
                                             const bf16* b, int ldb) {
-  static_assert(kN % 2 == 0);
   const int low = lane_of_thread() % 8, mid = lane_of_thread() / 8 % 2 * 8,
             high = lane_of_thread() / 16 * 8;
 #pragma unroll
@@ -43,18 +64,7 @@ __device__ __forceinline__ void add_product(float (&sum)[kM][kN][4], const bf16*
       load_matrices<!kAlongA>(left[m], kAlongA ? a + (m * 16 + low + mid) * lda + k + high
                                                : a + (k + low + high) * lda + m * 16 + mid);
     }
-#pragma unroll
-    for (int n = 0; n < kN; n += 2) {
-      uint32_t right[4];
-      load_matrices<!kAlongB>(right, kAlongB ? b + (n * 8 + low + high) * ldb + k + mid
-                                             : b + (k + low + mid) * ldb + n * 8 + high);
-      const uint32_t one[2] = {right[0], right[1]}, two[2] = {right[2], right[3]};
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        mma_bf16(sum[m][n], left[m], one);
-        mma_bf16(sum[m][n + 1], left[m], two);
-      }
-    }
+    multiply<kAlongB>(sum, left, kAlongB ? b + k : b + k * ldb, ldb);
   }
 }
 template <bool kAlongA, bool kAlongB, int kM, int kN, class T>
