@@ -15,9 +15,12 @@ __global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_
   T *c = dynamic_shared<T>(), *s = c + half;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int64_t n = blockIdx.x;
+  let_next_begin();
+  double turn = pow(theta, -static_cast<double>(thread) / static_cast<double>(half));
+  await_inputs();
   for (int j = thread; j < half; j += threads) {
-    const double angle = static_cast<double>(pos + n % T_) *
-                         pow(theta, -static_cast<double>(j) / static_cast<double>(half));
+    if (j != thread) turn = pow(theta, -static_cast<double>(j) / static_cast<double>(half));
+    const double angle = static_cast<double>(pos + n % T_) * turn;
     c[j] = static_cast<T>(cos(angle));
     s[j] = static_cast<T>(inverse ? -sin(angle) : sin(angle));
   }
@@ -40,7 +43,7 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
   with_type(x, [&]<class T>() {
     const dim3 grid(static_cast<unsigned>(chunk.B * chunk.T),
                     static_cast<unsigned>(pieces(heads, kRopeHeads)));
-    launch(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
+    launch_early(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
            static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
            static_cast<int>(heads), static_cast<int>(half), chunk.T, Position(chunk), theta,
            inverse);
@@ -206,10 +209,15 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
   const int64_t count = pieces(k.dim[2], grain);
   T* parts = cuda(ctx).workspace<T>(N * s.H * count * (s.C + 2));
   constexpr int kWarps = 4;
-  launch(attention_piece_kernel<T>, dim3(static_cast<unsigned>(count), H, static_cast<unsigned>(N)),
-         kWarps * kWarp, kWarps * static_cast<size_t>(s.C + 2) * sizeof(T), cuda(ctx).stream, parts,
-         in, grain);
-  launch(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
+  LTE_CHECK(s.C <= 8 * kWarp, "attention: heads of more than 256 columns");
+  const auto piece = s.C <= kWarp       ? attention_piece_kernel<1, T>
+                     : s.C <= 2 * kWarp ? attention_piece_kernel<2, T>
+                     : s.C <= 4 * kWarp ? attention_piece_kernel<4, T>
+                                        : attention_piece_kernel<8, T>;
+  launch_early(piece, dim3(static_cast<unsigned>(count), H, static_cast<unsigned>(N)),
+               kWarps * kWarp, kWarps * static_cast<size_t>(s.C + 2) * sizeof(T), cuda(ctx).stream,
+               parts, in, grain);
+  launch_early(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
          cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count), static_cast<int>(s.C));
 }
 

@@ -101,29 +101,61 @@ __global__ void attention_tile_kernel(T* out, T* log_sums, AttentionIn<T> in) {
 
 // A query over one piece of the cache: grid (pieces, H, N). parts[n, h, piece, C + 2] gets the sum
 // of exp(s - top) v, top and the sum of exp(s - top) over its keys. Each warp walks over keys of its
-// own; then the warps are joined.
-template <class T>
+// own, kKeys at a time, a lane over every kWarp-th of the C <= kWarp kPer columns; then the warps are joined.
+template <int kPer, class T>
 __global__ void attention_piece_kernel(T* parts, AttentionIn<T> in, int64_t grain) {
+  constexpr int kKeys = kPer <= 4 ? 4 : 2;
   const int C = in.C, h = static_cast<int>(blockIdx.y), lane = lane_of_thread();
   const int warp = warp_of_thread(), warps = static_cast<int>(blockDim.x) / kWarp;
   const int64_t n = blockIdx.z, b = n / in.T_, t = n % in.T_;
-  T* own = dynamic_shared<T>() + warp * (C + 2);  // [warps, C + 2]
-  const T* q = in.query(b, h, t);
+  let_next_begin();
+  await_inputs();
   const T *keys = in.k + in.cache(b, h), *values = in.v + in.cache(b, h);
   const int64_t reach = in.pos + t + 1, begin = blockIdx.x * grain;
   const int64_t end = begin + grain < reach ? begin + grain : reach;
-  T top = kLowest<T>, sum = 0;
-  for (int d = lane; d < C; d += kWarp) own[d] = 0;
-  for (int64_t j = begin + warp; j < end; j += warps) {
-    T dot = 0;
-    for (int d = lane; d < C; d += kWarp) dot += q[d] * keys[j * C + d];
-    dot = warp_sum(dot) * in.scale;
-    const T most = max_of(top, dot);
-    const T factor = top == kLowest<T> ? T(0) : exp_of(top - most), p = exp_of(dot - most);
-    for (int d = lane; d < C; d += kWarp) own[d] = own[d] * factor + p * values[j * C + d];
-    sum = sum * factor + p, top = most;
+  T q[kPer], own[kPer] = {}, top = kLowest<T>, sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const int d = lane + i * kWarp;
+    q[i] = d < C ? in.query(b, h, t)[d] * in.scale : T(0);
   }
-  if (lane == 0) own[C] = top, own[C + 1] = sum;
+  for (int64_t j = begin + warp * kKeys; j < end; j += warps * kKeys) {
+    T k[kKeys][kPer], v[kKeys][kPer], s[kKeys] = {};
+#pragma unroll
+    for (int m = 0; m < kKeys; ++m) {
+      const int64_t row = (j + m < end ? j + m : end - 1) * C;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
+        const int d = lane + i * kWarp;
+        k[m][i] = d < C ? keys[row + d] : T(0), v[m][i] = d < C ? values[row + d] : T(0);
+      }
+    }
+    T most = top;
+#pragma unroll
+    for (int m = 0; m < kKeys; ++m) {
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) s[m] += q[i] * k[m][i];
+      s[m] = j + m < end ? warp_sum(s[m]) : kLowest<T>;  // all lanes alike
+      most = max_of(most, s[m]);
+    }
+    const T factor = top == kLowest<T> ? T(0) : exp_of(top - most);
+    sum *= factor, top = most;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) own[i] *= factor;
+#pragma unroll
+    for (int m = 0; m < kKeys; ++m) {
+      const T p = j + m < end ? exp_of(s[m] - most) : T(0);
+      sum += p;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) own[i] += p * v[m][i];
+    }
+  }
+  T* mine = dynamic_shared<T>() + warp * (C + 2);  // [warps, C + 2]
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    if (lane + i * kWarp < C) mine[lane + i * kWarp] = own[i];
+  }
+  if (lane == 0) mine[C] = top, mine[C + 1] = sum;
   __syncthreads();
   const T* all = dynamic_shared<T>();
   T most = kLowest<T>;
@@ -144,6 +176,8 @@ template <class T>
 __global__ void attention_join_kernel(T* out, const T* parts, int pieces, int C) {
   const int64_t head = blockIdx.y * static_cast<int64_t>(gridDim.x) + blockIdx.x;
   const T* part = parts + head * pieces * (C + 2);
+  let_next_begin();
+  await_inputs();
   T top = kLowest<T>, sum = 0;
   for (int i = 0; i < pieces; ++i) top = max_of(top, part[i * (C + 2) + C]);
   for (int i = 0; i < pieces; ++i) {

@@ -100,13 +100,15 @@ __device__ __forceinline__ int64_t threads_of_grid() {
 
 template <class F>
 __global__ void each_kernel(int64_t n, F f) {
+  let_next_begin();
+  await_inputs();
   for (int64_t i = thread_in_grid(); i < n; i += threads_of_grid()) f(i);
 }
 // f(i) for every i in [0, n); f is a struct of pointers and numbers with a __device__ operator().
 template <class F>
 void each(Ctx& ctx, int64_t n, F f) {
   if (n == 0) return;
-  launch(each_kernel<F>, grid_for(n, 256), 256, 0, cuda(ctx).stream, n, f);
+  launch_early(each_kernel<F>, grid_for(n, 256), 256, 0, cuda(ctx).stream, n, f);
 }
 
 // out[c] += sum over rows r of f(r, c), in a fixed order: pieces of rows first, then the pieces.

@@ -47,6 +47,30 @@ __device__ __forceinline__ int threads_of_block() {
   return static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
 }
 
+// == Kernels that begin before the last one has ended (sm_90: programmatic dependent launch)
+
+// Until what the stream held before is done and its writes are seen. A kernel that launch_early starts calls it
+// first, in every thread, before it reads what others write, writes, or returns.
+__device__ __forceinline__ void await_inputs() {
+#ifdef LTE_SIMT
+  simt::awaited() = true;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel of the stream begin once all blocks have come here; it then awaits this one.
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Asks for the 128 bytes around p, which nobody may need: into the L2 cache.
+__device__ __forceinline__ void prefetch_l2([[maybe_unused]] const void* p) {
+#ifndef LTE_SIMT
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // == Numbers
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -91,7 +115,9 @@ __device__ __forceinline__ void store16(T* p, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
 }
 // For memory that nobody writes while the kernel runs and that is read once (weights): through the
-// read-only path, not kept in L1.
+// read-only path, not kept in L1. Several of them are on their way together only where no branch lies between
+// them and their uses, and where the kernel's __launch_bounds__ leave registers for it: else the compiler moves
+// each to its use, and the kernel waits for every one. Look at the machine code (cuobjdump -sass).
 template <class T>
 __device__ __forceinline__ Pack<T> load16_once(const T* p) {
   Pack<T> pack;
@@ -99,9 +125,9 @@ __device__ __forceinline__ Pack<T> load16_once(const T* p) {
   pack = load16(p);
 #else
   uint4& u = *reinterpret_cast<uint4*>(&pack);
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w)
-      : "l"(p));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w)
+               : "l"(p));
 #endif
   return pack;
 }

@@ -5,17 +5,25 @@
 namespace lte {
 namespace {
 
-// active[0 .. total) = the experts that some token selects, ascending. One block.
+template <bool kAtomic, class T, class W>
+void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
+  CudaCtx& c = cuda(ctx);
+  const int64_t F = f.E * f.G, splits = column_splits(F, f.D, f.vector ? Pack<W>::kSize : 1);
+  const int64_t parts = kAtomic ? 0 : splits * f.D;
+  T* h = c.workspace<T>(F + parts + (f.E + 1) * 4 / static_cast<int64_t>(sizeof(T)) + 1);
+  T* part = h + F;
+  auto* active = reinterpret_cast<int32_t*>(part + parts);
+  int32_t* total = active + f.E;
+  launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(1 + pieces(F, kHiddenWarps)),
+               kHiddenWarps * kWarp, 0, c.stream, h, active, total, f);
+  if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.D * sizeof(T), c.stream), "clearing out");
+  column_sums<kAtomic>(c, kAtomic ? out : part, h, f.down,
+                       OpenRows{active, total, static_cast<int>(f.G)}, f.D, splits, f.vector);
+  if (!kAtomic) join_parts<false>(c, out, part, f.D, splits);
+}
+
 __global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* count, int64_t E) {
-  int base = 0;
-  for (int64_t from = 0; from < E; from += blockDim.x) {
-    const int64_t e = from + threadIdx.x;
-    const bool yes = e < E && count[e] > 0;
-    const Place place = block_place(yes);
-    if (yes) active[base + place.before] = static_cast<int32_t>(e);
-    base += place.all;
-  }
-  if (threadIdx.x == 0) *total = base;
+  find_active(active, total, count, E);
 }
 
 template <int kTokens, bool kAtomic, class T, class W>
@@ -40,9 +48,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
                              : few_down_kernel<kTokens, 1, kAtomic, T, W>;
   launch(down, grid, kDownWarps * kWarp, 0, c.stream, kAtomic ? out : part, h, active, total, f);
   if (kAtomic) return;
-  const auto columns = static_cast<unsigned>(pieces(f.N * f.D, kWarp));
-  launch(join_parts_kernel<T>, columns, dim3(kWarp, kJoinWarps), 0, c.stream, out, part, f.N * f.D,
-         static_cast<int>(splits));
+  join_parts<false>(c, out, part, f.N * f.D, splits);
 }
 
 template <class T, class W>
@@ -83,7 +89,7 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
                            .E = gates.cols(),
                            .G = down.rows() / gates.cols(),
                            .vector = vector};
-    if (f.N == 1) return few_tokens<1, kAtomic>(ctx, ptr<T>(out), f);
+    if (f.N == 1) return one_token<kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= kFewTokens) return few_tokens<kFewTokens, kAtomic>(ctx, ptr<T>(out), f);
     if constexpr (sizeof(W) == 2) {

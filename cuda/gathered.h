@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activation.h"
+#include "columns.h"
 #include "place.h"
 #include "rows.h"
 
@@ -24,6 +25,47 @@ struct Gathered {
     return gate_w ? act_value(act, g) * u : act_value(act, u);
   }
 };
+
+// active[0 .. total) = the experts that some token selects, ascending. One block.
+__device__ __forceinline__ void find_active(int32_t* active, int32_t* total, const int32_t* count,
+                                            int64_t E) {
+  int base = 0;
+  for (int64_t from = 0; from < E; from += blockDim.x) {
+    const int64_t e = from + threadIdx.x;
+    const bool yes = e < E && count[e] > 0;
+    const Place place = block_place(yes);
+    if (yes) active[base + place.before] = static_cast<int32_t>(e);
+    base += place.all;
+  }
+  if (threadIdx.x == 0) *total = base;
+}
+
+// == One token
+
+// h[j] of the open experts' neurons: a warp a neuron, which reads its up and gate rows together. Block 0 lists
+// those experts for the product that follows. Grid: one block, and pieces(F, kHiddenWarps).
+constexpr int kHiddenWarps = 4;
+template <class T, class W>
+__global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
+    one_hidden_kernel(T* h, int32_t* active, int32_t* total, Gathered<T, W> f) {
+  let_next_begin();
+  await_inputs();
+  if (blockIdx.x == 0) return find_active(active, total, f.count, f.E);
+  const int j = static_cast<int>(blockIdx.x - 1) * kHiddenWarps + warp_of_thread();
+  const int G = static_cast<int>(f.G), e = j / G;
+  if (j >= f.E * f.G || f.count[e] == 0) return;  // a whole warp
+  T u[1][1] = {}, both[2][1] = {};
+  if (f.up && f.gate_w) {
+    row_products(both, {f.up + j * f.D, f.gate_w + j * f.D}, f.x, f.D, 1, 1, f.vector);
+  } else if (f.up) {
+    row_products(u, {f.up + j * f.D}, f.x, f.D, 1, 1, f.vector);
+    both[0][0] = u[0][0];
+  }
+  const T us = warp_sum(both[0][0]), gs = f.gate_w ? warp_sum(both[1][0]) : T(0);
+  if (lane_of_thread() == 0) h[j] = f.hidden(0, j, us, gs) * f.gates[e];
+}
+
+// == A few tokens
 
 constexpr int kFewTokens = 16;
 
@@ -62,7 +104,7 @@ __global__ void few_hidden_kernel(T* h, const int32_t* active, const int32_t* to
 
 // The down product: kDownWarps warps a block, each with kDownRows rows in flight; kStage rows at a time
 // are laid out in shared memory.
-constexpr int kDownWarps = 4, kDownRows = 4, kStage = 128;
+constexpr int kDownWarps = 4, kDownRows = 4;
 
 // sum[n, .] += h[r, n] down[row r, the lane's kPack columns] for kRows staged rows: all of them are asked
 // for before the first is used.
@@ -146,27 +188,6 @@ __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, con
       }
     }
   }
-}
-
-// out[c] = sum over i < count of parts[i, c]. A block takes kWarp columns; its warps take every
-// kJoinWarps-th part and are then added in pairs, always the same ones.
-constexpr int kJoinWarps = 8;
-template <class T>
-__global__ void join_parts_kernel(T* out, const T* parts, int64_t cols, int count) {
-  LTE_SHARED(T, sums[kJoinWarps][kWarp]);
-  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + x;
-  T sum = 0;
-  if (c < cols) {
-#pragma unroll 4
-    for (int i = y; i < count; i += kJoinWarps) sum += parts[i * cols + c];
-  }
-  sums[y][x] = sum;
-  for (int step = kJoinWarps / 2; step > 0; step /= 2) {
-    __syncthreads();
-    if (y < step) sums[y][x] += sums[y + step][x];
-  }
-  if (y == 0 && c < cols) out[c] = sums[0][x];
 }
 
 // == Many tokens

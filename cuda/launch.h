@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -24,20 +25,28 @@ inline std::string kernel_name(const void* kernel) {
   const char* name = nullptr;
   return cudaFuncGetName(&name, kernel) == cudaSuccess && name ? name : "?";
 }
+inline bool takes_early_launches() {
+  static const bool able = [] {
+    int major = 0;
+    const auto error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    return error == cudaSuccess && major >= 9 && !std::getenv("LTE_SERIAL");
+  }();
+  return able;
+}
 #endif
 
 // Starts kernel(args...) on `grid` blocks of `block` threads with `shared_bytes` of dynamic shared
 // memory each (more than 48 KiB are asked for where that is needed). Every argument is converted to
 // the parameter's type and copied. Throws if the launch is refused; what goes wrong inside a kernel
 // is seen by the next call that waits.
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-            A&&... args) {
+template <bool kEarly, class... P, class... A>
+void launch_as(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+               cudaStream_t stream, A&&... args) {
   static_assert(sizeof...(P) == sizeof...(A), "launch: one argument for each parameter");
   std::tuple<P...> values(std::forward<A>(args)...);
 #ifdef LTE_SIMT
   simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
-               [kernel, values] { std::apply(kernel, values); });
+               [kernel, values] { simt::run_thread<kEarly>([&] { std::apply(kernel, values); }); });
 #else
   const void* entry = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
@@ -45,12 +54,19 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cu
     error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = &early;
+  config.numAttrs = kEarly && takes_early_launches() ? 1 : 0;
   if (error == cudaSuccess) {
     error = std::apply(
         [&](auto&... value) {
           void* pointers[sizeof...(P) + 1] = {
               const_cast<void*>(static_cast<const void*>(&value))...};
-          return cudaLaunchKernel(entry, grid, block, pointers, shared_bytes, stream);
+          return cudaLaunchKernelExC(&config, entry, pointers);
         },
         values);
   }
@@ -59,6 +75,18 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cu
     fail("launch of " + kernel_name(entry) + ": " + cudaGetErrorString(error));
   }
 #endif
+}
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            A&&... args) {
+  launch_as<false>(kernel, grid, block, shared_bytes, stream, std::forward<A>(args)...);
+}
+// The kernel may begin while the last one still runs, where the device can do that: it calls await_inputs
+// (device.h).
+template <class... P, class... A>
+void launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                  cudaStream_t stream, A&&... args) {
+  launch_as<true>(kernel, grid, block, shared_bytes, stream, std::forward<A>(args)...);
 }
 
 }  // namespace lte

@@ -1,5 +1,6 @@
 // Linear algebra: cuBLAS for matrix products, own kernels where weights are bf16 and tokens few, for
 // biases and for sums.
+#include "columns.h"
 #include "rows.h"
 
 namespace lte {
@@ -9,9 +10,12 @@ namespace {
 constexpr int64_t kFewRows = 8;
 
 template <int kRows, bool kAdd, class T, class W>
-__global__ void few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols,
+__global__ void __launch_bounds__(256, 4) few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols,
                                 int64_t inner, bool vector) {
   const int64_t m = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
+  let_next_begin();
+  if (m < cols) prefetch_row(w + m * inner, inner);
+  await_inputs();
   if (m >= cols) return;  // a whole warp
   T sum[1][kRows] = {};
   row_products(sum, {w + m * inner}, x, inner, rows, kAllLanes, vector);
@@ -61,12 +65,20 @@ template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   CudaCtx& c = cuda(ctx);
   LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (p.rows == 1 && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_N) {
+    const bool vector = p.cols % Pack<bf16>::kSize == 0 && aligned(b.data);
+    const int64_t splits = column_splits(p.inner, p.cols, vector ? Pack<bf16>::kSize : 1);
+    float* parts = c.workspace<float>(splits * p.cols);
+    column_sums<false>(c, parts, ptr<float>(a), ptr<bf16>(b), AllRows{p.inner}, p.cols, splits,
+                       vector);
+    return join_parts<kAdd>(c, ptr<float>(out), parts, p.cols, splits);
+  }
   if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
-    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
     const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
     const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>
                                     : few_rows_kernel<kFewRows, kAdd, float, bf16>;
-    launch(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),
+    launch_early(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),
            ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
     return;
   }

@@ -4,32 +4,55 @@
 namespace lte {
 namespace {
 
+// A thread keeps kKept numbers of its row; of longer rows the rest is read again.
+constexpr int kKept = 4;
+
 template <class T, class W>
-__global__ void norm_kernel(T* out, T* stats, const T* x, const W* w, const W* b, int64_t D,
-                            T eps) {
-  const T* in = x + blockIdx.x * D;
-  T* o = out + blockIdx.x * D;
+__global__ void norm_kernel(T* out, T* stats, const T* x, const W* w, const W* b, int D, T eps) {
+  let_next_begin();
+  await_inputs();
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const T* in = x + blockIdx.x * int64_t{D};
+  T* o = out + blockIdx.x * int64_t{D};
+  T kept[kKept];
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const int d = thread + i * threads;
+    kept[i] = d < D ? in[d] : T(0);
+  }
+  // f(d, x[d]) for the thread's numbers
+  const auto each_of_row = [&](auto f) {
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      if (thread + i * threads < D) f(thread + i * threads, kept[i]);
+    }
+    for (int d = thread + kKept * threads; d < D; d += threads) f(d, in[d]);
+  };
   T mean = 0;
   if (b) {
     T sum = 0;
-    for (int64_t d = threadIdx.x; d < D; d += blockDim.x) sum += in[d];
+    each_of_row([&](int, T v) { sum += v; });
     mean = block_sum(sum) / static_cast<T>(D);
   }
   T square = 0;
-  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) square += (in[d] - mean) * (in[d] - mean);
+  each_of_row([&](int, T v) { square += (v - mean) * (v - mean); });
   square = block_sum(square) / static_cast<T>(D);
   const T rstd = T(1) / sqrt_of(square + eps);
-  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
-    const T y = (in[d] - mean) * rstd * to_float(w[d]);
+  each_of_row([&](int d, T v) {
+    const T y = (v - mean) * rstd * to_float(w[d]);
     o[d] = b ? y + to_float(b[d]) : y;
-  }
-  if (threadIdx.x == 0) stats[2 * blockIdx.x] = mean, stats[2 * blockIdx.x + 1] = rstd;
+  });
+  if (thread == 0) stats[2 * blockIdx.x] = mean, stats[2 * blockIdx.x + 1] = rstd;
 }
 
 void norm(Ctx& ctx, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps) {
+  if (x.rows() == 0) return;
+  const auto threads = std::clamp<int64_t>(pieces(x.cols(), kKept * kWarp) * kWarp, kWarp, 1024);
   with_types(out, w, [&]<class T, class W>() {
-    launch_rows(ctx, norm_kernel<T, W>, x.rows(), x.cols(), ptr<T>(out), ptr<T>(stats), ptr<T>(x),
-                ptr<W>(w), ptr<W>(b), x.cols(), static_cast<T>(eps));
+    launch_early(norm_kernel<T, W>, static_cast<unsigned>(x.rows()),
+                 static_cast<unsigned>(threads), 0, cuda(ctx).stream, ptr<T>(out), ptr<T>(stats),
+                 ptr<T>(x), ptr<W>(w), ptr<W>(b), static_cast<int>(x.cols()),
+                 static_cast<T>(eps));
   });
 }
 

@@ -8,10 +8,13 @@ constexpr int kRouterTokens = 16, kRouterWarps = 4;
 
 // A warp an expert, which reads the expert's row of w once.
 template <int kTokens, class T, class W>
-__global__ void route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t* count, const T* x,
+__global__ void __launch_bounds__(kRouterWarps* kWarp, 4) route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t* count, const T* x,
                                     const W* w, const T* b, int N, int64_t D, int64_t E, T cut,
                                     bool vector) {
   const int64_t e = thread_in_grid() / kWarp;
+  let_next_begin();
+  if (e < E) prefetch_row(w + e * D, D);
+  await_inputs();
   if (e >= E) return;  // a whole warp
   T sum[1][kTokens] = {};
   row_products(sum, {w + e * D}, x, D, N, kAllLanes, vector);
@@ -45,8 +48,8 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
     const auto kernel = N == 1   ? route_linear_kernel<1, T, W>
                         : N <= 4 ? route_linear_kernel<4, T, W>
                                  : route_linear_kernel<kRouterTokens, T, W>;
-    launch(kernel, static_cast<unsigned>(pieces(E, kRouterWarps)), kRouterWarps * kWarp, 0,
-           cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index),
+    launch_early(kernel, static_cast<unsigned>(pieces(E, kRouterWarps)), kRouterWarps * kWarp, 0,
+                 cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index),
            ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D, E,
            static_cast<T>(cut), vector);
   });

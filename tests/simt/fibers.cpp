@@ -226,6 +226,11 @@ Thread& thread(int t) { return machine().threads[t]; }
 int current() { return machine().current; }
 int lane() { return machine().current % 32; }
 
+bool& awaited() {
+  static bool all[1024];
+  return all[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
+}
+
 void fault(const std::string& what) {
   Machine& m = machine();
   if (!m.in_kernel) fail("simt: " + what);

@@ -90,6 +90,16 @@ struct Site {
 // Stops the launch with an error that names kernel, block and thread.
 [[noreturn]] void fault(const std::string& what);
 
+// Whether the running thread has called await_inputs (cuda/device.h). A kernel that may begin early must not
+// end, in any thread, without it: the next one would no longer wait for what came before.
+bool& awaited();
+template <bool kEarly, class F>
+void run_thread(F&& thread) {
+  awaited() = false;
+  thread();
+  if (kEarly && !awaited()) fault("a kernel that may begin early ends without await_inputs");
+}
+
 // Waits until every thread of the block is at this barrier; the number of threads with `predicate`.
 int barrier(const char* name, Site, bool predicate);
 

@@ -105,6 +105,21 @@ TEST(SimtBugs, AHostThatReadsBeforeItWaitsIsSeen) {
   EXPECT_HAS(read(false), "random:0");
 }
 
+// == Kernels that begin early
+
+__global__ void begins_early(int* out, int waits) {
+  if (static_cast<int>(threadIdx.x) < waits) await_inputs();
+  if (threadIdx.x == 0) *out = 1;
+}
+
+TEST(SimtBugs, AKernelThatBeginsEarlyAwaitsItsInputsInEveryThread) {
+  Array<int> out(1);
+  launch(begins_early, 1, 64, 0, nullptr, out.data, 0);  // an ordinary launch needs none
+  launch_early(begins_early, 1, 64, 0, nullptr, out.data, 64);
+  EXPECT_HAS(error_of([&] { launch_early(begins_early, 1, 64, 0, nullptr, out.data, 63); }),
+             "without await_inputs");
+}
+
 // == Barriers that not all threads reach
 
 __global__ void half_waits(bool exits) {

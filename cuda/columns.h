@@ -1,0 +1,140 @@
+// The sum of chosen rows of a matrix, each times a number: one token's product by columns of the weights. Rows are
+// read front to back in pieces of 16 bytes; blocks share out tiles of columns and ranges of rows.
+#pragma once
+
+#include "context.h"
+
+namespace lte {
+
+// Which rows: all n, or those of G neurons of each expert in a list on the device.
+struct AllRows {
+  int n;
+  __device__ int count() const { return n; }
+  __device__ int at(int i) const { return i; }
+};
+struct OpenRows {
+  const int32_t *active, *total;
+  int G;
+  __device__ int count() const { return *total * G; }
+  __device__ int at(int i) const { return active[i / G] * G + i % G; }
+};
+
+// kColumnWarps warps a block, each with kFlight rows on their way; kStage rows at a time are laid out in shared
+// memory.
+constexpr int kColumnWarps = 4, kFlight = 8, kStage = 128;
+
+// parts[split, d] = sum over the split's rows r of h[r] w[r, d], or added to parts[d] by atomics. Grid (tiles of
+// kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th group of kFlight rows, and
+// the warps are added in order. The cut into splits follows from the number of rows, which is read here.
+template <int kPack, bool kAtomic, class T, class W, class Rows>
+__global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
+    column_sums_kernel(T* parts, const T* h, const W* w, Rows rows, int D) {
+  LTE_SHARED(int32_t, row[kStage]);
+  LTE_SHARED(T, value[kStage]);
+  LTE_SHARED(T, sums[kColumnWarps][kWarp * kPack]);
+  const int lane = lane_of_thread(), warp = warp_of_thread(), thread = thread_rank();
+  const int tile = static_cast<int>(blockIdx.x) * kWarp * kPack, d = tile + lane * kPack;
+  const int splits = static_cast<int>(gridDim.y), split = static_cast<int>(blockIdx.y);
+  let_next_begin();
+  if constexpr (std::is_same_v<Rows, AllRows>) {  // the first rows, which do not depend on what is awaited
+    const int first = split * ((rows.n + splits - 1) / splits) + warp * kFlight;
+    for (int r = 0; r < kFlight && d < D; ++r) {
+      if (lane % 8 == 0 && first + r < rows.n) prefetch_l2(w + static_cast<int64_t>(first + r) * D + d);
+    }
+  }
+  await_inputs();
+  const int all = rows.count(), grain = (all + splits - 1) / splits;
+  const int begin = split * grain, end = begin + grain < all ? begin + grain : all;
+  T sum[kPack] = {};
+  for (int from = begin; from < end; from += kStage) {
+    const int count = end - from < kStage ? end - from : kStage;
+    __syncthreads();
+    if (thread < kStage) {  // beyond the last row stands that row, times 0: no branch, that loads go out together
+      const int r = rows.at(from + (thread < count ? thread : count - 1));
+      row[thread] = r, value[thread] = thread < count ? h[r] : T(0);
+    }
+    __syncthreads();
+    if (d >= D) continue;
+    for (int i = warp * kFlight; i < count; i += kColumnWarps * kFlight) {
+      W loaded[kFlight][kPack];
+#pragma unroll
+      for (int r = 0; r < kFlight; ++r) {
+        const W* from_w = w + static_cast<int64_t>(row[i + r]) * D + d;
+        if constexpr (kPack == 1) {
+          loaded[r][0] = from_w[0];
+        } else {
+          const Pack<W> pack = load16_once(from_w);
+#pragma unroll
+          for (int k = 0; k < kPack; ++k) loaded[r][k] = pack.at[k];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kFlight; ++r) {
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) sum[k] += value[i + r] * to_float(loaded[r][k]);
+      }
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kPack; ++k) sums[warp][lane * kPack + k] = sum[k];
+  __syncthreads();
+  for (int c = thread; c < kWarp * kPack && tile + c < D; c += kColumnWarps * kWarp) {
+    T total = sums[0][c];
+#pragma unroll
+    for (int i = 1; i < kColumnWarps; ++i) total += sums[i][c];
+    if constexpr (kAtomic) {
+      if (total != T(0)) atomicAdd(&parts[tile + c], total);
+    } else {
+      parts[static_cast<int64_t>(split) * D + tile + c] = total;
+    }
+  }
+}
+
+// out[c] = sum over i < count of parts[i, c], or added to it. A block takes kWarp columns; its warps take every
+// kJoinWarps-th part and are then added in pairs, always the same ones.
+constexpr int kJoinWarps = 8;
+template <bool kAdd, class T>
+__global__ void join_parts_kernel(T* out, const T* parts, int64_t cols, int count) {
+  LTE_SHARED(T, sums[kJoinWarps][kWarp]);
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + x;
+  let_next_begin();
+  await_inputs();
+  T sum = 0;
+  if (c < cols) {
+#pragma unroll 4
+    for (int i = y; i < count; i += kJoinWarps) sum += parts[i * cols + c];
+  }
+  sums[y][x] = sum;
+  for (int step = kJoinWarps / 2; step > 0; step /= 2) {
+    __syncthreads();
+    if (y < step) sums[y][x] += sums[y + step][x];
+  }
+  if (y == 0 && c < cols) out[c] = kAdd ? out[c] + sums[0][x] : sums[0][x];
+}
+template <bool kAdd, class T>
+void join_parts(CudaCtx& c, T* out, const T* parts, int64_t cols, int64_t count) {
+  launch_early(join_parts_kernel<kAdd, T>, static_cast<unsigned>(pieces(cols, kWarp)),
+               dim3(kWarp, kJoinWarps), 0, c.stream, out, parts, cols, static_cast<int>(count));
+}
+
+// How many ranges the `rows` rows (at most) of a matrix of D columns are cut into: some four blocks for each of
+// the largest GPUs' multiprocessors, and no range below what the warps of a block have on their way at once.
+inline int64_t column_splits(int64_t rows, int64_t D, int64_t per_lane) {
+  return std::clamp<int64_t>(pieces(512, pieces(D, kWarp * per_lane)), 1,
+                             std::max<int64_t>(1, rows / (kColumnWarps * kFlight)));
+}
+// parts[splits, D], or out[D] itself by atomics.
+template <bool kAtomic, class T, class W, class Rows>
+void column_sums(CudaCtx& c, T* parts, const T* h, const W* w, Rows rows, int64_t D, int64_t splits,
+                 bool vector) {
+  constexpr int kPack = Pack<W>::kSize;
+  const auto tiles = static_cast<unsigned>(pieces(D, kWarp * (vector ? kPack : 1)));
+  launch_early(vector ? column_sums_kernel<kPack, kAtomic, T, W, Rows>
+                      : column_sums_kernel<1, kAtomic, T, W, Rows>,
+               dim3(tiles, static_cast<unsigned>(splits)), kColumnWarps * kWarp, 0, c.stream, parts,
+               h, w, rows, static_cast<int>(D));
+}
+
+}  // namespace lte
