@@ -205,18 +205,18 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
     return;
   }
   // The cut follows from the cache's length, not from the position: the same launch for every token.
-  const int64_t N = chunk.B * chunk.T, grain = std::max<int64_t>(32, pieces(k.dim[2], 32));
+  const int64_t N = chunk.B * chunk.T, grain = std::max<int64_t>(256, pieces(k.dim[2], 32));
   const int64_t count = pieces(k.dim[2], grain);
-  T* parts = cuda(ctx).workspace<T>(N * s.H * count * (s.C + 2));
-  constexpr int kWarps = 4;
+  T* parts = count > 1 ? cuda(ctx).workspace<T>(N * s.H * count * (s.C + 2)) : nullptr;
   LTE_CHECK(s.C <= 8 * kWarp, "attention: heads of more than 256 columns");
   const auto piece = s.C <= kWarp       ? attention_piece_kernel<1, T>
                      : s.C <= 2 * kWarp ? attention_piece_kernel<2, T>
                      : s.C <= 4 * kWarp ? attention_piece_kernel<4, T>
                                         : attention_piece_kernel<8, T>;
   launch_early(piece, dim3(static_cast<unsigned>(count), H, static_cast<unsigned>(N)),
-               kWarps * kWarp, kWarps * static_cast<size_t>(s.C + 2) * sizeof(T), cuda(ctx).stream,
-               parts, in, grain);
+               kPieceWarps * kWarp, kPieceWarps * static_cast<size_t>(s.C + 2) * sizeof(T),
+               cuda(ctx).stream, ptr<T>(out), parts, in, grain);
+  if (count == 1) return;
   launch_early(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
          cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count), static_cast<int>(s.C));
 }

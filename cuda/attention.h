@@ -100,10 +100,12 @@ __global__ void attention_tile_kernel(T* out, T* log_sums, AttentionIn<T> in) {
 }
 
 // A query over one piece of the cache: grid (pieces, H, N). parts[n, h, piece, C + 2] gets the sum
-// of exp(s - top) v, top and the sum of exp(s - top) over its keys. Each warp walks over keys of its
+// of exp(s - top) v, top and the sum of exp(s - top) over its keys; of a single piece out[N,HC] is written. Each warp walks over keys of its
 // own, kKeys at a time, a lane over every kWarp-th of the C <= kWarp kPer columns; then the warps are joined.
+constexpr int kPieceWarps = 16;
 template <int kPer, class T>
-__global__ void attention_piece_kernel(T* parts, AttentionIn<T> in, int64_t grain) {
+__global__ void __launch_bounds__(kPieceWarps* kWarp)
+    attention_piece_kernel(T* out, T* parts, AttentionIn<T> in, int64_t grain) {
   constexpr int kKeys = kPer <= 4 ? 4 : 2;
   const int C = in.C, h = static_cast<int>(blockIdx.y), lane = lane_of_thread();
   const int warp = warp_of_thread(), warps = static_cast<int>(blockDim.x) / kWarp;
@@ -158,17 +160,25 @@ __global__ void attention_piece_kernel(T* parts, AttentionIn<T> in, int64_t grai
   if (lane == 0) mine[C] = top, mine[C + 1] = sum;
   __syncthreads();
   const T* all = dynamic_shared<T>();
-  T most = kLowest<T>;
+  T most = kLowest<T>, total = 0;
   for (int w = 0; w < warps; ++w) most = max_of(most, all[w * (C + 2) + C]);
-  T* part = parts + ((n * in.H + h) * gridDim.x + blockIdx.x) * (C + 2);
-  for (int d = static_cast<int>(threadIdx.x); d < C + 2; d += static_cast<int>(blockDim.x)) {
-    T x = d == C ? most : T(0);
-    for (int w = 0; d != C && w < warps; ++w) {
+  const auto joined = [&](int d) {
+    T x = 0;
+    for (int w = 0; w < warps; ++w) {
       const T w_top = all[w * (C + 2) + C];
       if (w_top != kLowest<T>) x += all[w * (C + 2) + d] * exp_of(w_top - most);
     }
-    part[d] = x;
+    return x;
+  };
+  const int64_t head = n * in.H + h;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  if (gridDim.x == 1) {
+    if (thread < C) total = joined(C + 1);
+    for (int d = thread; d < C; d += threads) out[head * C + d] = joined(d) / total;
+    return;
   }
+  T* part = parts + (head * gridDim.x + blockIdx.x) * (C + 2);
+  for (int d = thread; d < C + 2; d += threads) part[d] = d == C ? most : joined(d);
 }
 
 // Joins the pieces of one query and head in order. Grid (H, N).

@@ -6,26 +6,75 @@
 
 namespace lte {
 
-// Which rows: all n, or those of G neurons of each expert in a list on the device.
+// Which rows: all n, or the G neurons of each expert e < E with count[e] > 0, which somebody wrote before the
+// kernel that precedes this one.
 struct AllRows {
   int n;
-  __device__ int count() const { return n; }
-  __device__ int at(int i) const { return i; }
 };
 struct OpenRows {
-  const int32_t *active, *total;
-  int G;
-  __device__ int count() const { return *total * G; }
-  __device__ int at(int i) const { return active[i / G] * G + i % G; }
+  const int32_t* count;
+  int E, G;
 };
 
 // kColumnWarps warps a block, each with kFlight rows on their way; kStage rows at a time are laid out in shared
 // memory.
 constexpr int kColumnWarps = 4, kFlight = 8, kStage = 128;
 
+// The block's range of rows, split blockIdx.y of gridDim.y: [begin, end) in the order of the open ones, and the
+// row of the i-th.
+struct RowRange {
+  int begin, end, G = 1, first = 0;
+  const int32_t* list = nullptr;  // experts, from the first-th open one on
+  __device__ int at(int i) const { return list ? list[i / G - first] * G + i % G : i; }
+  __device__ RowRange(int all) {
+    const int splits = static_cast<int>(gridDim.y), grain = (all + splits - 1) / splits;
+    begin = static_cast<int>(blockIdx.y) * grain;
+    end = begin + grain < all ? begin + grain : all;
+  }
+};
+// Dynamic shared memory of the list, in elements, for experts of G neurons and F in all.
+inline int64_t row_list_size(int64_t F, int64_t G, int64_t splits) {
+  return pieces(pieces(F, splits), G) + 1;
+}
+__device__ __forceinline__ RowRange row_range(AllRows rows) { return RowRange(rows.n); }
+// Every thread counts the open ones of its piece of the experts, then lists those that fall into the range.
+__device__ __forceinline__ RowRange row_range(OpenRows rows) {
+  constexpr int kThreads = kColumnWarps * kWarp;
+  LTE_SHARED(int, warp_sums[kColumnWarps]);
+  const int per = (rows.E + kThreads - 1) / kThreads, from = thread_rank() * per;
+  const int to = from + per < rows.E ? from + per : rows.E;
+  int open = 0;
+#pragma unroll 4
+  for (int e = from; e < to; ++e) open += rows.count[e] > 0;
+  int before = open;  // up to this thread's, in its warp
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, before, step);
+    if (lane_of_thread() >= step) before += other;
+  }
+  if (lane_of_thread() == kWarp - 1) warp_sums[warp_of_thread()] = before;
+  __syncthreads();
+  before -= open;
+  int all = 0;
+  for (int w = 0; w < kColumnWarps; ++w) {
+    if (w < warp_of_thread()) before += warp_sums[w];
+    all += warp_sums[w];
+  }
+  RowRange range(all * rows.G);
+  auto* list = dynamic_shared<int32_t>();
+  range.G = rows.G, range.first = range.begin / rows.G, range.list = list;
+  for (int e = from; e < to && open > 0; ++e) {
+    if (rows.count[e] <= 0) continue;
+    if (before * rows.G < range.end && before >= range.first) list[before - range.first] = e;
+    ++before, --open;
+  }
+  __syncthreads();
+  return range;
+}
+
 // parts[split, d] = sum over the split's rows r of h[r] w[r, d], or added to parts[d] by atomics. Grid (tiles of
 // kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th group of kFlight rows, and
-// the warps are added in order. The cut into splits follows from the number of rows, which is read here.
+// the warps are added in order. Which rows and where a split ends is found, and the first rows are asked for,
+// before h is awaited.
 template <int kPack, bool kAtomic, class T, class W, class Rows>
 __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
     column_sums_kernel(T* parts, const T* h, const W* w, Rows rows, int D) {
@@ -34,23 +83,19 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   LTE_SHARED(T, sums[kColumnWarps][kWarp * kPack]);
   const int lane = lane_of_thread(), warp = warp_of_thread(), thread = thread_rank();
   const int tile = static_cast<int>(blockIdx.x) * kWarp * kPack, d = tile + lane * kPack;
-  const int splits = static_cast<int>(gridDim.y), split = static_cast<int>(blockIdx.y);
   let_next_begin();
-  if constexpr (std::is_same_v<Rows, AllRows>) {  // the first rows, which do not depend on what is awaited
-    const int first = split * ((rows.n + splits - 1) / splits) + warp * kFlight;
-    for (int r = 0; r < kFlight && d < D; ++r) {
-      if (lane % 8 == 0 && first + r < rows.n) prefetch_l2(w + static_cast<int64_t>(first + r) * D + d);
-    }
+  const RowRange range = row_range(rows);
+  const int begin = range.begin, end = range.end;
+  for (int i = begin + warp * kFlight; i < begin + (warp + 1) * kFlight; ++i) {
+    if (lane % 8 == 0 && d < D && i < end) prefetch_l2(w + static_cast<int64_t>(range.at(i)) * D + d);
   }
   await_inputs();
-  const int all = rows.count(), grain = (all + splits - 1) / splits;
-  const int begin = split * grain, end = begin + grain < all ? begin + grain : all;
   T sum[kPack] = {};
   for (int from = begin; from < end; from += kStage) {
     const int count = end - from < kStage ? end - from : kStage;
     __syncthreads();
     if (thread < kStage) {  // beyond the last row stands that row, times 0: no branch, that loads go out together
-      const int r = rows.at(from + (thread < count ? thread : count - 1));
+      const int r = range.at(from + (thread < count ? thread : count - 1));
       row[thread] = r, value[thread] = thread < count ? h[r] : T(0);
     }
     __syncthreads();
@@ -86,7 +131,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
     if constexpr (kAtomic) {
       if (total != T(0)) atomicAdd(&parts[tile + c], total);
     } else {
-      parts[static_cast<int64_t>(split) * D + tile + c] = total;
+      parts[static_cast<int64_t>(blockIdx.y) * D + tile + c] = total;
     }
   }
 }
@@ -125,16 +170,17 @@ inline int64_t column_splits(int64_t rows, int64_t D, int64_t per_lane) {
   return std::clamp<int64_t>(pieces(512, pieces(D, kWarp * per_lane)), 1,
                              std::max<int64_t>(1, rows / (kColumnWarps * kFlight)));
 }
-// parts[splits, D], or out[D] itself by atomics.
+// parts[splits, D], or out[D] itself by atomics. list: row_list_size, where Rows has one.
 template <bool kAtomic, class T, class W, class Rows>
 void column_sums(CudaCtx& c, T* parts, const T* h, const W* w, Rows rows, int64_t D, int64_t splits,
-                 bool vector) {
+                 bool vector, int64_t list = 0) {
   constexpr int kPack = Pack<W>::kSize;
   const auto tiles = static_cast<unsigned>(pieces(D, kWarp * (vector ? kPack : 1)));
   launch_early(vector ? column_sums_kernel<kPack, kAtomic, T, W, Rows>
                       : column_sums_kernel<1, kAtomic, T, W, Rows>,
-               dim3(tiles, static_cast<unsigned>(splits)), kColumnWarps * kWarp, 0, c.stream, parts,
-               h, w, rows, static_cast<int>(D));
+               dim3(tiles, static_cast<unsigned>(splits)), kColumnWarps * kWarp,
+               static_cast<size_t>(list) * sizeof(int32_t), c.stream, parts, h, w, rows,
+               static_cast<int>(D));
 }
 
 }  // namespace lte

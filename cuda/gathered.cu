@@ -9,21 +9,27 @@ template <bool kAtomic, class T, class W>
 void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
   const int64_t F = f.E * f.G, splits = column_splits(F, f.D, f.vector ? Pack<W>::kSize : 1);
-  const int64_t parts = kAtomic ? 0 : splits * f.D;
-  T* h = c.workspace<T>(F + parts + (f.E + 1) * 4 / static_cast<int64_t>(sizeof(T)) + 1);
-  T* part = h + F;
-  auto* active = reinterpret_cast<int32_t*>(part + parts);
-  int32_t* total = active + f.E;
-  launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(1 + pieces(F, kHiddenWarps)),
-               kHiddenWarps * kWarp, 0, c.stream, h, active, total, f);
+  T *h = c.workspace<T>(F + (kAtomic ? 0 : splits * f.D)), *parts = kAtomic ? out : h + F;
+  launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(pieces(F, kHiddenWarps)),
+               kHiddenWarps * kWarp, 0, c.stream, h, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.D * sizeof(T), c.stream), "clearing out");
-  column_sums<kAtomic>(c, kAtomic ? out : part, h, f.down,
-                       OpenRows{active, total, static_cast<int>(f.G)}, f.D, splits, f.vector);
-  if (!kAtomic) join_parts<false>(c, out, part, f.D, splits);
+  column_sums<kAtomic>(c, parts, h, f.down,
+                       OpenRows{f.count, static_cast<int>(f.E), static_cast<int>(f.G)}, f.D, splits,
+                       f.vector, row_list_size(F, f.G, splits));
+  if (!kAtomic) join_parts<false>(c, out, parts, f.D, splits);
 }
 
+// active[0 .. total) = the experts that some token selects, ascending. One block.
 __global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* count, int64_t E) {
-  find_active(active, total, count, E);
+  int base = 0;
+  for (int64_t from = 0; from < E; from += blockDim.x) {
+    const int64_t e = from + threadIdx.x;
+    const bool yes = e < E && count[e] > 0;
+    const Place place = block_place(yes);
+    if (yes) active[base + place.before] = static_cast<int32_t>(e);
+    base += place.all;
+  }
+  if (threadIdx.x == 0) *total = base;
 }
 
 template <int kTokens, bool kAtomic, class T, class W>

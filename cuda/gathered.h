@@ -26,32 +26,17 @@ struct Gathered {
   }
 };
 
-// active[0 .. total) = the experts that some token selects, ascending. One block.
-__device__ __forceinline__ void find_active(int32_t* active, int32_t* total, const int32_t* count,
-                                            int64_t E) {
-  int base = 0;
-  for (int64_t from = 0; from < E; from += blockDim.x) {
-    const int64_t e = from + threadIdx.x;
-    const bool yes = e < E && count[e] > 0;
-    const Place place = block_place(yes);
-    if (yes) active[base + place.before] = static_cast<int32_t>(e);
-    base += place.all;
-  }
-  if (threadIdx.x == 0) *total = base;
-}
-
 // == One token
 
-// h[j] of the open experts' neurons: a warp a neuron, which reads its up and gate rows together. Block 0 lists
-// those experts for the product that follows. Grid: one block, and pieces(F, kHiddenWarps).
+// h[j] of the open experts' neurons: a warp a neuron, which reads its up and gate rows together. What follows
+// reads `count` before it awaits this kernel, and so may not begin before that is there.
 constexpr int kHiddenWarps = 4;
 template <class T, class W>
 __global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
-    one_hidden_kernel(T* h, int32_t* active, int32_t* total, Gathered<T, W> f) {
-  let_next_begin();
+    one_hidden_kernel(T* h, Gathered<T, W> f) {
   await_inputs();
-  if (blockIdx.x == 0) return find_active(active, total, f.count, f.E);
-  const int j = static_cast<int>(blockIdx.x - 1) * kHiddenWarps + warp_of_thread();
+  let_next_begin();
+  const int j = static_cast<int>(blockIdx.x) * kHiddenWarps + warp_of_thread();
   const int G = static_cast<int>(f.G), e = j / G;
   if (j >= f.E * f.G || f.count[e] == 0) return;  // a whole warp
   T u[1][1] = {}, both[2][1] = {};

@@ -1,4 +1,4 @@
-// LayerNorm and RMSNorm: one block a row.
+// LayerNorm and RMSNorm, also of a sum that is made on the way: one block a row.
 #include "context.h"
 
 namespace lte {
@@ -8,28 +8,43 @@ namespace {
 constexpr int kKept = 4;
 
 template <class T, class W>
-__global__ void norm_kernel(T* out, T* stats, const T* x, const W* w, const W* b, int D, T eps) {
+struct Norm {
+  T *out, *stats, *sum;  // sum and more: null where x alone is the row
+  const T *x, *more;
+  const W *w, *b;
+  int D;
+  T eps;
+};
+
+template <class T, class W>
+__global__ void norm_kernel(Norm<T, W> f) {
   let_next_begin();
   await_inputs();
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const T* in = x + blockIdx.x * int64_t{D};
-  T* o = out + blockIdx.x * int64_t{D};
+  const int D = f.D;
+  const int64_t row = blockIdx.x * int64_t{D};
+  const T* in = f.x + row;
   T kept[kKept];
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
     const int d = thread + i * threads;
     kept[i] = d < D ? in[d] : T(0);
+    if (f.more && d < D) f.sum[row + d] = kept[i] += f.more[row + d];
   }
-  // f(d, x[d]) for the thread's numbers
-  const auto each_of_row = [&](auto f) {
+  if (f.more) {
+    for (int d = thread + kKept * threads; d < D; d += threads) f.sum[row + d] = in[d] + f.more[row + d];
+    in = f.sum + row;
+  }
+  // use(d, number d of the row) for the thread's own
+  const auto each_of_row = [&](auto use) {
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
-      if (thread + i * threads < D) f(thread + i * threads, kept[i]);
+      if (thread + i * threads < D) use(thread + i * threads, kept[i]);
     }
-    for (int d = thread + kKept * threads; d < D; d += threads) f(d, in[d]);
+    for (int d = thread + kKept * threads; d < D; d += threads) use(d, in[d]);
   };
   T mean = 0;
-  if (b) {
+  if (f.b) {
     T sum = 0;
     each_of_row([&](int, T v) { sum += v; });
     mean = block_sum(sum) / static_cast<T>(D);
@@ -37,23 +52,34 @@ __global__ void norm_kernel(T* out, T* stats, const T* x, const W* w, const W* b
   T square = 0;
   each_of_row([&](int, T v) { square += (v - mean) * (v - mean); });
   square = block_sum(square) / static_cast<T>(D);
-  const T rstd = T(1) / sqrt_of(square + eps);
+  const T rstd = T(1) / sqrt_of(square + f.eps);
   each_of_row([&](int d, T v) {
-    const T y = (v - mean) * rstd * to_float(w[d]);
-    o[d] = b ? y + to_float(b[d]) : y;
+    const T y = (v - mean) * rstd * to_float(f.w[d]);
+    f.out[row + d] = f.b ? y + to_float(f.b[d]) : y;
   });
-  if (thread == 0) stats[2 * blockIdx.x] = mean, stats[2 * blockIdx.x + 1] = rstd;
+  if (thread == 0) f.stats[2 * blockIdx.x] = mean, f.stats[2 * blockIdx.x + 1] = rstd;
 }
 
-void norm(Ctx& ctx, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps) {
-  if (x.rows() == 0) return;
-  const auto threads = std::clamp<int64_t>(pieces(x.cols(), kKept * kWarp) * kWarp, kWarp, 1024);
+void add_norm(Ctx& ctx, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b, Tensor w,
+              Tensor bias, double eps) {
+  if (out.rows() == 0) return;
+  const auto threads = std::clamp<int64_t>(pieces(out.cols(), kKept * kWarp) * kWarp, kWarp, 1024);
   with_types(out, w, [&]<class T, class W>() {
-    launch_early(norm_kernel<T, W>, static_cast<unsigned>(x.rows()),
-                 static_cast<unsigned>(threads), 0, cuda(ctx).stream, ptr<T>(out), ptr<T>(stats),
-                 ptr<T>(x), ptr<W>(w), ptr<W>(b), static_cast<int>(x.cols()),
-                 static_cast<T>(eps));
+    const Norm<T, W> f{.out = ptr<T>(out),
+                       .stats = ptr<T>(stats),
+                       .sum = ptr<T>(sum),
+                       .x = ptr<T>(a),
+                       .more = ptr<T>(b),
+                       .w = ptr<W>(w),
+                       .b = ptr<W>(bias),
+                       .D = static_cast<int>(out.cols()),
+                       .eps = static_cast<T>(eps)};
+    launch_early(norm_kernel<T, W>, static_cast<unsigned>(out.rows()),
+                 static_cast<unsigned>(threads), 0, cuda(ctx).stream, f);
   });
+}
+void norm(Ctx& ctx, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps) {
+  add_norm(ctx, out, stats, {}, x, {}, w, b, eps);
 }
 
 // With xh = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - xh mean(g xh)), where mean(g)
@@ -107,6 +133,7 @@ void norm_backward_add(Ctx& ctx, Tensor dx, Tensor dw, Tensor db, Tensor dout, T
 
 void fill_cuda_norm(Ops& ops) {
   ops.norm = norm;
+  ops.add_norm = add_norm;
   ops.norm_backward_add = norm_backward_add;
 }
 

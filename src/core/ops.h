@@ -108,6 +108,9 @@ struct Ops {
   // LayerNorm (b given): out = (x - mean) rstd w + b;  RMSNorm (b absent): out = x rstd w.
   // stats[N,2] = (mean or 0, rstd), rstd = 1/sqrt(variance or mean square + eps)
   void (*norm)(Ctx&, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, double eps);
+  // sum = a + b, and out and stats as `norm` of that: add and norm by one entry. Null where a backend has none.
+  void (*add_norm)(Ctx&, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b, Tensor w,
+                   Tensor bias, double eps);
   // dx += ..., dw += ..., db += ...
   void (*norm_backward_add)(Ctx&, Tensor dx, Tensor dw, Tensor db, Tensor dout, Tensor stats,
                             Tensor x, Tensor w);

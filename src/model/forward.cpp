@@ -14,10 +14,18 @@ void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b)
   if (b) be.ops.bias_add(*be.ctx, out, b);
 }
 
+// sum = a + b, and out = norm(sum).
+void add_norm(Backend& be, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b, const Tensor& w,
+              const Tensor& bias, double eps) {
+  if (be.ops.add_norm) return be.ops.add_norm(*be.ctx, out, stats, sum, a, b, w, bias, eps);
+  be.ops.add(*be.ctx, sum, a, b);
+  be.ops.norm(*be.ctx, out, stats, sum, w, bias, eps);
+}
+
+// s.delta of s.norm1.
 void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Chunk chunk,
                      LayerState& s) {
   const Ops& op = be.ops;
-  op.norm(*be.ctx, s.norm1, s.stats1, s.x, w.norm1_w, w.norm1_b, c.norm_eps);
   linear(be, s.qkv, s.norm1, w.qkv_w, w.qkv_b);
   if (c.rope) {
     op.rope(*be.ctx, s.qkv, chunk, c.heads + c.kv_heads, c.head_dim(), c.rope_theta, false);
@@ -25,7 +33,6 @@ void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Ch
   op.store_kv(*be.ctx, s.k, s.v, s.qkv, chunk, c.head_shape());
   op.attention(*be.ctx, s.attended, s.probs, s.qkv, s.k, s.v, chunk, c.head_shape());
   linear(be, s.delta, s.attended, w.proj_w, w.proj_b);
-  op.add(*be.ctx, s.mid, s.x, s.delta);
 }
 
 // What the layer's router reads: of the FFN input `norm2`, or of the residual stream.
@@ -147,10 +154,12 @@ bool can_train_gathered(const Backend& be, const Plan& plan, Gate gate, const Lo
          std::any_of(plan.layer.begin(), plan.layer.end(), trains_gathered);
 }
 
-void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
-               Run run, LayerState& s, bool looked_ahead) {
+namespace {
+
+// s.delta of s.norm2.
+void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+                 Run run, LayerState& s, bool looked_ahead) {
   const Ops& op = be.ops;
-  op.norm(*be.ctx, s.norm2, s.stats2, s.mid, w.norm2_w, w.norm2_b, c.norm_eps);
   const bool routed = plan.router != RouterKind::none;
   if (plan.router == RouterKind::activation || plan.router == RouterKind::gate) {
     self_routed_ffn(be, c, w, plan, run, s);
@@ -168,6 +177,14 @@ void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const Ff
     }
   }
   if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
+}
+
+}  // namespace
+
+void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+               Run run, LayerState& s, bool looked_ahead) {
+  be.ops.norm(*be.ctx, s.norm2, s.stats2, s.mid, w.norm2_w, w.norm2_b, c.norm_eps);
+  ffn_of_norm(be, c, w, plan, run, s, looked_ahead);
 }
 
 void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chunk chunk, Run run,
@@ -193,24 +210,37 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
   };
   const int64_t N = chunk.B * chunk.T;
   const ModelConfig& c = p.cfg;
-  Tensor x = first_rows(state.layer.empty() ? state.x_out : state.layer[0].x, N);
-  be.ops.embed(*be.ctx, x, tokens, p.wte, p.wpe, chunk);
+  const Tensor norm = first_rows(state.norm, N), stats = first_rows(state.stats, N);
+  const Tensor x_out = first_rows(state.x_out, N);
+  if (p.layer.empty()) {
+    be.ops.embed(*be.ctx, x_out, tokens, p.wte, p.wpe, chunk);
+    be.ops.norm(*be.ctx, norm, stats, x_out, p.norm_w, p.norm_b, c.norm_eps);
+  } else {
+    const LayerState s = rows_of(state.layer[0], chunk);
+    const LayerParams& w = p.layer[0];
+    be.ops.embed(*be.ctx, s.x, tokens, p.wte, p.wpe, chunk);
+    be.ops.norm(*be.ctx, s.norm1, s.stats1, s.x, w.norm1_w, w.norm1_b, c.norm_eps);
+  }
   for (size_t i = 0; i < p.layer.size(); ++i) {
     LayerState s = rows_of(state.layer[i], chunk);
-    attention_layer(be, c, p.layer[i], chunk, s);
+    const LayerParams& w = p.layer[i];
+    attention_layer(be, c, w, chunk, s);
+    add_norm(be, s.norm2, s.stats2, s.mid, s.x, s.delta, w.norm2_w, w.norm2_b, c.norm_eps);
     Run own = run;
     own.seed = hash64(run.seed, i);
-    ffn_layer(be, c, p.layer[i], plan.layer[i], own, s, i > 0 && ahead(i));
-    if (ahead(i + 1)) {  // the next layer's experts are chosen now, from this layer's FFN input
-      LayerState next = rows_of(state.layer[i + 1], chunk);
-      const FfnPlan& f = plan.layer[i + 1];
-      score_layer(be, p.layer[i + 1], f, own, router_input(be, f, s.norm2, next), next);
+    ffn_of_norm(be, c, w, plan.layer[i], own, s, i > 0 && ahead(i));
+    if (i + 1 == p.layer.size()) {
+      add_norm(be, norm, stats, x_out, s.mid, s.delta, p.norm_w, p.norm_b, c.norm_eps);
+      break;
     }
-    x = first_rows(i + 1 < p.layer.size() ? state.layer[i + 1].x : state.x_out, N);
-    be.ops.add(*be.ctx, x, s.mid, s.delta);
+    LayerState next = rows_of(state.layer[i + 1], chunk);
+    const LayerParams& u = p.layer[i + 1];
+    if (ahead(i + 1)) {  // the next layer's experts are chosen now, from this layer's FFN input
+      const FfnPlan& f = plan.layer[i + 1];
+      score_layer(be, u, f, own, router_input(be, f, s.norm2, next), next);
+    }
+    add_norm(be, next.norm1, next.stats1, next.x, s.mid, s.delta, u.norm1_w, u.norm1_b, c.norm_eps);
   }
-  const Tensor norm = first_rows(state.norm, N);
-  be.ops.norm(*be.ctx, norm, first_rows(state.stats, N), x, p.norm_w, p.norm_b, c.norm_eps);
   be.ops.gemm(*be.ctx, first_rows(state.logits, N), norm, false, p.head(), true);
 }
 
