@@ -202,7 +202,8 @@ inline Backend open_late() {
     if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)> &&
                   !std::is_same_v<Entry, decltype(&Ops::record)> &&
                   !std::is_same_v<Entry, decltype(&Ops::replay)> &&
-                  !std::is_same_v<Entry, decltype(&Ops::route_linear)>) {
+                  !std::is_same_v<Entry, decltype(&Ops::route_linear)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::linear_backward)>) {
       b.ops.*kEntry = Later<kEntry>::call;
     }
   });
