@@ -183,25 +183,36 @@ struct SumParts {
   int64_t cols, count;
   __device__ void operator()(int64_t c) const {
     T sum = 0;
+#pragma unroll 8
     for (int64_t i = 0; i < count; ++i) sum += parts[i * cols + c];
     out[c] += sum;
   }
 };
+template <class T>
+struct Element {
+  const T* x;
+  int64_t cols;
+  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
+};
+// Scratch from `begin` on is used, at most kColumnParts numbers a column.
+constexpr int64_t kColumnParts = 32;
 template <class T, class F>
-void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f) {
-  const int64_t grain = std::max<int64_t>(64, pieces(rows, 32)), count = pieces(rows, grain);
-  T* parts = cuda(ctx).workspace<T>(count * cols);
+void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f, int64_t begin = 0) {
+  const int64_t grain = std::max<int64_t>(64, pieces(rows, kColumnParts));
+  const int64_t count = pieces(rows, grain);
+  T* parts = cuda(ctx).workspace<T>(begin + count * cols) + begin;
   const dim3 grid(static_cast<unsigned>(pieces(cols, kWarp)), static_cast<unsigned>(count));
   launch(column_parts_kernel<T, F>, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, parts, rows, cols,
          grain, f);
   each(ctx, cols, SumParts<T>{out, parts, cols, count});
 }
 
-// total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 256 blocks,
+// total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 1024 blocks,
 // added up in order by one.
 template <int K, class F>
 __global__ void sum_parts_kernel(double* parts, int64_t n, F f) {
   double sum[K] = {};
+#pragma unroll 4
   for (int64_t i = thread_in_grid(); i < n; i += threads_of_grid()) f(i, sum);
   for (int k = 0; k < K; ++k) {
     const double all = block_sum(sum[k]);
@@ -221,7 +232,7 @@ __global__ void sum_total_kernel(double* total, const double* parts, int count) 
 }
 template <int K, class F>
 void sum_all(Ctx& ctx, double* total, int64_t n, F f) {
-  const auto count = static_cast<unsigned>(std::clamp<int64_t>(pieces(n, 1024), 1, 256));
+  const auto count = static_cast<unsigned>(std::clamp<int64_t>(pieces(n, 1024), 1, 1024));
   double* parts = cuda(ctx).workspace<double>(int64_t{count} * K);
   launch(sum_parts_kernel<K, F>, count, 256, 0, cuda(ctx).stream, parts, n, f);
   launch(sum_total_kernel<K>, 1, 256, 0, cuda(ctx).stream, total, parts, static_cast<int>(count));

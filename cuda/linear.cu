@@ -61,6 +61,7 @@ Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b,
 // out = op(a) op(b) of bf16, summed in float on tensor cores. cuBLAS counts columns first: out' = op(b)' op(a)'.
 template <bool kAdd>
 void multiply_bf16(CudaCtx& c, const Product& p, float* out, const bf16* a, const bf16* b) {
+  if (p.rows == 0 || p.cols == 0) return;
   const float one = 1, beta = kAdd ? 1 : 0;
   check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b, CUDA_R_16BF, p.ldb,
                           a, CUDA_R_16BF, p.lda, &beta, out, CUDA_R_32F, p.ldc, CUBLAS_COMPUTE_32F,
@@ -239,7 +240,6 @@ void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, T
     return gemm<true, false>(ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
   }
   check_floats({dx, dw, dout, x, w});
-  if (dout.size() == 0 || x.size() == 0) return;
   CudaCtx& c = cuda(ctx);
   bf16* d = c.workspace<bf16>(padded_size(dout) + std::max(padded_size(w), padded_size(x)));
   bf16* other = d + padded_size(dout);
@@ -269,12 +269,6 @@ void bias_add(Ctx& ctx, Tensor x, Tensor b) {
   });
 }
 
-template <class T>
-struct Element {
-  const T* x;
-  int64_t cols;
-  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
-};
 void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
   with_type(dout, [&]<class T>() {
     add_column_sums<T>(ctx, ptr<T>(db), dout.rows(), dout.cols(),

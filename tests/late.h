@@ -213,6 +213,11 @@ inline Backend open_late() {
   b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
     return false;
   };
+  b.ops.linear_backward = [](Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x,
+                             Tensor w, bool tw) {
+    (add_dx ? Later<&Ops::gemm_add>::call : Later<&Ops::gemm>::call)(ctx, dx, dout, false, w, !tw);
+    Later<&Ops::gemm_add>::call(ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
+  };
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;
   b.ops.cross_entropy = LaterListed<&Ops::cross_entropy, 3>::call;
