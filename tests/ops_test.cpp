@@ -29,10 +29,8 @@ TEST_P(OpsTest, Embed) {
   struct {
     Chunk c;
     int64_t D, V;
-  } const cases[] = {{{1, 1, 0}, 7, 11},
-                     {{2, 3, 4}, 7, 11},
-                     {{5, 26, 0}, 300, 11},
-                     {{40, 15, 0}, 7, 150},
+  } const cases[] = {{{1, 1, 0}, 7, 11},   {{2, 3, 4}, 7, 11},   {{5, 26, 0}, 300, 11},
+                     {{1, 3, 0}, 301, 11}, {{2, 3, 0}, 1100, 4}, {{40, 15, 0}, 7, 150},
                      {{40, 15, 1}, 8, 150}};
   for (const auto& [c, D, V] : cases) {
     for (bool positions : {true, false}) {
@@ -60,7 +58,9 @@ TEST_P(OpsTest, Embed) {
 }
 
 TEST_P(OpsTest, Norm) {
-  for (const auto [N, D] : kSizes) {
+  std::vector<Size> sizes(std::begin(kSizes), std::end(kSizes));
+  sizes.push_back({2, 301}), sizes.push_back({3, 1100});  // longer than a block of a GPU is wide
+  for (const auto [N, D] : sizes) {
     for (bool layer : {true, false}) {
       SCOPED_TRACE(fmt::format("{} x {} {}", N, D, layer ? "LayerNorm" : "RMSNorm"));
       const Tensor x = normal({N, D}, 2), w = normal({D}), b = layer ? normal({D}) : Tensor{};
