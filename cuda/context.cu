@@ -54,6 +54,8 @@ void finish(Ctx& ctx) {
 
 CudaCtx::CudaCtx() {
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0),
+             "cudaDeviceGetAttribute");
   check_blas(cublasCreate(&blas), "cublasCreate");
   check_blas(cublasSetStream(blas, stream), "cublasSetStream");
   grow(blas_space, size_t{32} << 20);  // one of its own, so that graphs can be captured

@@ -22,6 +22,7 @@ struct CudaCtx : Ctx {
   };
   Buffer scratch, lists, blas_space;
   Buffer sweep;  // as large as two L2 caches, where a cold cache was asked for (gauge.cu)
+  int multiprocessors = 1;
 
   CudaCtx();
   ~CudaCtx();
@@ -111,6 +112,54 @@ void each(Ctx& ctx, int64_t n, F f) {
   launch_early(each_kernel<F>, grid_for(n, 256), 256, 0, cuda(ctx).stream, n, f);
 }
 
+// n neighbouring numbers, at most 16 bytes: one instruction moves them, where they begin at a multiple of
+// their size.
+template <int n, class T>
+struct alignas(n * sizeof(T)) Few {
+  T at[n];
+};
+template <int n, class T>
+__device__ __forceinline__ Few<n, T> load_few(const T* p) {
+#ifdef LTE_SIMT
+  simt::check_aligned(p, sizeof(Few<n, T>));
+#endif
+  return *reinterpret_cast<const Few<n, T>*>(p);
+}
+template <int n, class T>
+__device__ __forceinline__ void store_few(T* p, const Few<n, T>& few) {
+#ifdef LTE_SIMT
+  simt::check_aligned(p, sizeof(few));
+#endif
+  *reinterpret_cast<Few<n, T>*>(p) = few;
+}
+template <class... P>
+bool aligned16(const P*... p) {
+  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
+}
+
+template <int kFew, class F>
+__global__ void each_few_kernel(int64_t n, F f) {
+  const int64_t whole = n / kFew * kFew;
+  for (int64_t i = thread_in_grid() * kFew; i < whole; i += threads_of_grid() * kFew) {
+    f.template operator()<kFew>(i);
+  }
+  const int64_t i = whole + thread_in_grid();
+  if (i < n) f.template operator()<1>(i);
+}
+// Like each, where f.operator()<k>(i) does all of [i, i + k), reading before it writes: k is as many T as 16
+// bytes hold if `vector` says that the arrays are aligned to that, and 1 for what is left or if not.
+template <class T, class F>
+void each_few(Ctx& ctx, int64_t n, bool vector, F f) {
+  if (n == 0) return;
+  constexpr int kFew = Pack<T>::kSize;
+  launch(vector ? each_few_kernel<kFew, F> : each_few_kernel<1, F>,
+         grid_for(n, vector ? 256 * kFew : 256), 256, 0, cuda(ctx).stream, n, f);
+}
+// i % cols, without the long division of 64 bits where 32 hold both.
+__device__ __forceinline__ int64_t column_of(int64_t i, int64_t cols) {
+  return (i | cols) >> 32 == 0 ? static_cast<uint32_t>(i) % static_cast<uint32_t>(cols) : i % cols;
+}
+
 // out[c] += sum over rows r of f(r, c), in a fixed order: pieces of rows first, then the pieces.
 template <class T, class F>
 __global__ void column_parts_kernel(T* parts, int64_t rows, int64_t cols, int64_t grain, F f) {
@@ -119,7 +168,8 @@ __global__ void column_parts_kernel(T* parts, int64_t rows, int64_t cols, int64_
   const int64_t stop = rows < (blockIdx.y + 1) * grain ? rows : (blockIdx.y + 1) * grain;
   LTE_SHARED(T, part[8][kWarp]);
   T sum = 0;
-  for (int64_t r = first; c < cols && r < stop; r += blockDim.y) sum += f(r, c);
+#pragma unroll 8
+  for (int64_t r = c < cols ? first : stop; r < stop; r += blockDim.y) sum += f(r, c);
   part[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y == 0 && c < cols) {
@@ -135,25 +185,36 @@ struct SumParts {
   int64_t cols, count;
   __device__ void operator()(int64_t c) const {
     T sum = 0;
+#pragma unroll 8
     for (int64_t i = 0; i < count; ++i) sum += parts[i * cols + c];
     out[c] += sum;
   }
 };
+template <class T>
+struct Element {
+  const T* x;
+  int64_t cols;
+  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
+};
+// Scratch from `begin` on is used, at most kColumnParts numbers a column.
+constexpr int64_t kColumnParts = 32;
 template <class T, class F>
-void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f) {
-  const int64_t grain = std::max<int64_t>(64, pieces(rows, 32)), count = pieces(rows, grain);
-  T* parts = cuda(ctx).workspace<T>(count * cols);
+void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f, int64_t begin = 0) {
+  const int64_t grain = std::max<int64_t>(64, pieces(rows, kColumnParts));
+  const int64_t count = pieces(rows, grain);
+  T* parts = cuda(ctx).workspace<T>(begin + count * cols) + begin;
   const dim3 grid(static_cast<unsigned>(pieces(cols, kWarp)), static_cast<unsigned>(count));
   launch(column_parts_kernel<T, F>, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, parts, rows, cols,
          grain, f);
   each(ctx, cols, SumParts<T>{out, parts, cols, count});
 }
 
-// total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 256 blocks,
+// total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 1024 blocks,
 // added up in order by one.
 template <int K, class F>
 __global__ void sum_parts_kernel(double* parts, int64_t n, F f) {
   double sum[K] = {};
+#pragma unroll 4
   for (int64_t i = thread_in_grid(); i < n; i += threads_of_grid()) f(i, sum);
   for (int k = 0; k < K; ++k) {
     const double all = block_sum(sum[k]);
@@ -173,7 +234,7 @@ __global__ void sum_total_kernel(double* total, const double* parts, int count) 
 }
 template <int K, class F>
 void sum_all(Ctx& ctx, double* total, int64_t n, F f) {
-  const auto count = static_cast<unsigned>(std::clamp<int64_t>(pieces(n, 1024), 1, 256));
+  const auto count = static_cast<unsigned>(std::clamp<int64_t>(pieces(n, 1024), 1, 1024));
   double* parts = cuda(ctx).workspace<double>(int64_t{count} * K);
   launch(sum_parts_kernel<K, F>, count, 256, 0, cuda(ctx).stream, parts, n, f);
   launch(sum_total_kernel<K>, 1, 256, 0, cuda(ctx).stream, total, parts, static_cast<int>(count));

@@ -1,5 +1,5 @@
 // Embedding tables: gather forward; backward in the order of the tokens, without atomics.
-#include "context.h"
+#include "place.h"
 
 namespace lte {
 namespace {
@@ -28,22 +28,50 @@ void embed(Ctx& ctx, Tensor out, Tensor tokens, Tensor wte, Tensor wpe, Chunk ch
   });
 }
 
+constexpr int kScan = 8, kMost = 256;  // tokens that a thread looks at in turn; threads of a block
+
 // One block a row n of dout. The first row of every token adds all rows of that token in order; the
-// others leave: no two blocks write one row of the table.
-template <class T>
+// others leave: no two blocks write one row of the table. A block looks at kScan tokens a thread at a
+// time, and lists those that are its own before their rows are added.
+template <class T, int kFew>
 __global__ void tokens_backward_kernel(T* dwte, const T* dout, const int32_t* token, int64_t N,
                                        int64_t D) {
-  const int64_t n = blockIdx.x;
+  LTE_SHARED(int, list[kScan * kMost]);
+  const int64_t n = blockIdx.x, step = blockDim.x;
   const int32_t own = token[n];
-  int seen = 0;
-  for (int64_t m = threadIdx.x; m < n; m += blockDim.x) seen |= token[m] == own;
-  if (__syncthreads_or(seen)) return;
-  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
-    T sum = dwte[own * D + d];
-    for (int64_t m = n; m < N; ++m) {
-      if (token[m] == own) sum += dout[m * D + d];
+  const auto matches = [&](int64_t first, int64_t stop) {
+    unsigned mine = 0;
+#pragma unroll
+    for (int k = 0; k < kScan; ++k) {
+      const int64_t m = first + k * step + threadIdx.x;
+      if (m < stop && token[m] == own) mine |= 1u << k;
     }
-    dwte[own * D + d] = sum;
+    return mine;
+  };
+  for (int64_t first = 0; first < n; first += kScan * step) {
+    if (__syncthreads_or(matches(first, n) != 0)) return;
+  }
+  T* sums = dwte + own * D;
+  for (int64_t first = n; first < N; first += kScan * step) {
+    const unsigned mine = matches(first, N);
+    if (!__syncthreads_or(mine != 0)) continue;
+    int count = 0;
+    for (int k = 0; k < kScan; ++k) {
+      const bool yes = mine >> k & 1;
+      const Place place = block_place(yes);
+      if (yes) list[count + place.before] = k * blockDim.x + threadIdx.x;
+      count += place.all;
+    }
+    __syncthreads();
+    for (int64_t d = threadIdx.x * kFew; d < D; d += step * kFew) {
+      Few<kFew, T> sum = load_few<kFew>(sums + d);
+#pragma unroll 8
+      for (int i = 0; i < count; ++i) {
+        const Few<kFew, T> row = load_few<kFew>(dout + (first + list[i]) * D + d);
+        for (int j = 0; j < kFew; ++j) sum.at[j] += row.at[j];
+      }
+      store_few(sums + d, sum);
+    }
   }
 }
 
@@ -64,7 +92,10 @@ void embed_backward_add(Ctx& ctx, Tensor dwte, Tensor dwpe, Tensor dout, Tensor 
   const int32_t* token = device_list(cuda(ctx), tokens);
   const int64_t N = dout.rows(), D = dout.cols();
   with_type(dout, [&]<class T>() {
-    launch_rows(ctx, tokens_backward_kernel<T>, N, D, ptr<T>(dwte), ptr<T>(dout), token, N, D);
+    constexpr int kFew = Pack<T>::kSize;
+    const bool vector = D % kFew == 0 && aligned16(dwte.data, dout.data);
+    launch_rows(ctx, vector ? tokens_backward_kernel<T, kFew> : tokens_backward_kernel<T, 1>, N, D,
+                ptr<T>(dwte), ptr<T>(dout), token, N, D);
     if (!dwpe) return;
     each(ctx, chunk.T * D,
          PositionsBackward<T>{ptr<T>(dwpe), ptr<T>(dout), D, chunk.B, chunk.T, chunk.pos});

@@ -9,14 +9,21 @@ struct Activate {
   T* out;
   const T *pre, *up;
   Act kind;
+  template <int kFew>
   __device__ void operator()(int64_t i) const {
-    const T y = act_value(kind, pre[i]);
-    out[i] = up ? y * up[i] : y;
+    Few<kFew, T> y = load_few<kFew>(pre + i);
+    for (T& x : y.at) x = act_value(kind, x);
+    if (up) {
+      const Few<kFew, T> by = load_few<kFew>(up + i);
+      for (int j = 0; j < kFew; ++j) y.at[j] *= by.at[j];
+    }
+    store_few(out + i, y);
   }
 };
 void activate(Ctx& ctx, Tensor out, Tensor pre, Tensor up, Act kind) {
   with_type(out, [&]<class T>() {
-    each(ctx, out.size(), Activate<T>{ptr<T>(out), ptr<T>(pre), ptr<T>(up), kind});
+    each_few<T>(ctx, out.size(), aligned16(out.data, pre.data, up.data),
+                Activate<T>{ptr<T>(out), ptr<T>(pre), ptr<T>(up), kind});
   });
 }
 
@@ -25,19 +32,28 @@ struct ActivateBackward {
   T *dpre, *dup;
   const T *dout, *pre, *up;
   Act kind;
+  template <int kFew>
   __device__ void operator()(int64_t i) const {
-    const T x = pre[i];
-    T g = dout[i];
-    if (up) dup[i] = g * act_value(kind, x), g *= up[i];
-    dpre[i] = g * act_slope(kind, x);
+    const Few<kFew, T> x = load_few<kFew>(pre + i);
+    Few<kFew, T> g = load_few<kFew>(dout + i);
+    if (up) {
+      const Few<kFew, T> by = load_few<kFew>(up + i);
+      Few<kFew, T> d;
+      for (int j = 0; j < kFew; ++j) {
+        d.at[j] = g.at[j] * act_value(kind, x.at[j]), g.at[j] *= by.at[j];
+      }
+      store_few(dup + i, d);
+    }
+    for (int j = 0; j < kFew; ++j) g.at[j] *= act_slope(kind, x.at[j]);
+    store_few(dpre + i, g);
   }
 };
 void activate_backward(Ctx& ctx, Tensor dpre, Tensor dup, Tensor dout, Tensor pre, Tensor up,
                        Act kind) {
   with_type(dout, [&]<class T>() {
-    each(ctx, dout.size(),
-         ActivateBackward<T>{ptr<T>(dpre), ptr<T>(dup), ptr<T>(dout), ptr<T>(pre), ptr<T>(up),
-                             kind});
+    each_few<T>(ctx, dout.size(), aligned16(dpre.data, dup.data, dout.data, pre.data, up.data),
+                ActivateBackward<T>{ptr<T>(dpre), ptr<T>(dup), ptr<T>(dout), ptr<T>(pre),
+                                    ptr<T>(up), kind});
   });
 }
 

@@ -27,10 +27,22 @@ __global__ void __launch_bounds__(256, 4) few_rows_kernel(T* out, const T* x, co
   }
 }
 
+// to[i] = from[i], and 0 from n on.
 struct ToBf16 {
   bf16* to;
   const float* from;
-  __device__ void operator()(int64_t i) const { to[i] = from_float<bf16>(from[i]); }
+  int64_t n;
+  template <int kFew>
+  __device__ void operator()(int64_t i) const {
+    Few<kFew, bf16> out;
+    if (i < n) {
+      const Few<kFew, float> in = load_few<kFew>(from + i);
+      for (int j = 0; j < kFew; ++j) out.at[j] = from_float<bf16>(in.at[j]);
+    } else {
+      for (bf16& x : out.at) x = from_float<bf16>(0);
+    }
+    store_few(to + i, out);
+  }
 };
 
 struct Product {  // row-major out[rows, cols] = op(a) op(b)
@@ -52,11 +64,12 @@ Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b,
 
 // out = op(a) op(b) of bf16, summed in float on tensor cores. cuBLAS counts columns first: out' = op(b)' op(a)'.
 template <bool kAdd>
-void multiply_bf16(CudaCtx& c, const Product& p, const Tensor& out, const bf16* a, const bf16* b) {
+void multiply_bf16(CudaCtx& c, const Product& p, float* out, const bf16* a, const bf16* b) {
+  if (p.rows == 0 || p.cols == 0) return;
   const float one = 1, beta = kAdd ? 1 : 0;
   check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b, CUDA_R_16BF, p.ldb,
-                          a, CUDA_R_16BF, p.lda, &beta, out.data, CUDA_R_32F, p.ldc,
-                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                          a, CUDA_R_16BF, p.lda, &beta, out, CUDA_R_32F, p.ldc, CUBLAS_COMPUTE_32F,
+                          CUBLAS_GEMM_DEFAULT),
              "cublasGemmEx of bf16");
 }
 
@@ -83,8 +96,8 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
     return;
   }
   bf16* x = c.workspace<bf16>(a.size());
-  each(ctx, a.size(), ToBf16{x, ptr<float>(a)});
-  multiply_bf16<kAdd>(c, p, out, x, ptr<bf16>(b));
+  each_few<float>(ctx, a.size(), aligned16(a.data), ToBf16{x, ptr<float>(a), a.size()});
+  multiply_bf16<kAdd>(c, p, ptr<float>(out), x, ptr<bf16>(b));
 }
 
 // cuBLAS counts columns first: out' = op(b)' op(a)'.
@@ -110,21 +123,142 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
       "cublasGemmEx");
 }
 
-// Factors of floats, rounded to bf16 on the way (variant bf16): copies of both, 2 bytes a number more to
-// write and to read. Those of weights are made again at every product: nobody tells when weights change.
+// == Variant bf16: factors of floats, rounded on the way. Copies of both are 2 bytes a number more to write
+// and to read; those of weights are made again at every product: nobody tells when weights change.
+
+// cuBLAS is several times slower where rows, or the length of what is contiguous, are no multiples of 16
+// bytes. Copies therefore are padded with zeros, which add nothing to a sum, to multiples of 8 both ways.
+int64_t padded(int64_t n) { return pieces(n, 8) * 8; }
+int64_t padded_size(const Tensor& t) { return padded(t.rows()) * padded(t.cols()); }
+
+constexpr int kRowPieces = 8;  // elements of a row that a lane copies
+__global__ void pad_kernel(bf16* to, const float* from, int64_t rows, int64_t cols, int64_t all,
+                           int64_t ld) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRowPieces * kWarp + threadIdx.x;
+  for (int64_t r = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; r < all;
+       r += static_cast<int64_t>(gridDim.y) * blockDim.y) {
+    float x[kRowPieces];
+#pragma unroll
+    for (int k = 0; k < kRowPieces; ++k) {
+      const int64_t c = first + k * kWarp;
+      x[k] = r < rows && c < cols ? from[r * cols + c] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kRowPieces; ++k) {
+      const int64_t c = first + k * kWarp;
+      if (c < ld) to[r * ld + c] = from_float<bf16>(x[k]);
+    }
+  }
+}
+void round_padded(Ctx& ctx, bf16* to, const Tensor& t) {
+  const int64_t rows = t.rows(), cols = t.cols(), all = padded(rows), ld = padded(cols);
+  if (ld == cols) {
+    return each_few<float>(ctx, all * ld, aligned16(t.data), ToBf16{to, ptr<float>(t), t.size()});
+  }
+  const dim3 grid(static_cast<unsigned>(pieces(ld, kRowPieces * kWarp)), grid_for(all, 8));
+  launch(pad_kernel, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, to, ptr<float>(t), rows, cols, all,
+         ld);
+}
+
+// How many floats lie before the first at a multiple of 16 bytes.
+__host__ __device__ __forceinline__ int floats_before(const float* p) {
+  return static_cast<int>(-(reinterpret_cast<uintptr_t>(p) / sizeof(float)) & 3);
+}
+// The columns of out = a b' that lie before the first and after the last whole 16 bytes of their row, at most
+// 6: a warp a row. a[rows,ld] b[cols,ld], where ld is a multiple of 8 and the padding 0.
+template <bool kAdd>
+__global__ void edge_columns_kernel(float* out, const bf16* a, const bf16* b, int64_t rows,
+                                    int64_t cols, int64_t ld) {
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
+  if (r >= rows) return;  // a whole warp
+  const int before = floats_before(out + r * cols);
+  const int edges = before + static_cast<int>((cols - before) % 4);
+  for (int e = 0; e < edges; ++e) {
+    const int64_t c = e < before ? e : cols - edges + e;
+    float sum = 0;
+    for (int64_t i = lane_of_thread() * 8; i < ld; i += kWarp * 8) {
+      const Pack<bf16> x = load16(a + r * ld + i), y = load16(b + c * ld + i);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) sum += to_float(x.at[k]) * to_float(y.at[k]);
+    }
+    sum = warp_sum(sum);
+    if (lane_of_thread() == 0) out[r * cols + c] = kAdd ? out[r * cols + c] + sum : sum;
+  }
+}
+
+// Products of padded copies. From so many elements of out on, several aligned products take less time than
+// one that is not.
+constexpr int64_t kLargeProduct = int64_t{1} << 20;
+template <bool kAdd>
+void multiply_padded(CudaCtx& c, const Tensor& t, const bf16* a, const bf16* b, Product p) {
+  float* out = ptr<float>(t);
+  p.inner = static_cast<int>(padded(p.inner));
+  p.lda = static_cast<int>(padded(p.lda)), p.ldb = static_cast<int>(padded(p.ldb));
+  const bool large = t.size() >= kLargeProduct;
+  if (large && p.cols % 4 != 0 && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
+    // Rows of logits, say, begin anywhere, but every second or fourth of them alike: those together are a
+    // product whose rows of out are that much further apart, from their first whole 16 bytes on.
+    const int apart = p.cols % 2 == 0 ? 2 : 4;
+    for (int q = 0; q < apart; ++q) {
+      float* row = out + int64_t{q} * p.cols;
+      const int before = floats_before(row);
+      Product some = p;
+      some.rows = (p.rows - q + apart - 1) / apart, some.cols = (p.cols - before) / 4 * 4;
+      some.lda = apart * p.lda, some.ldc = apart * p.ldc;
+      multiply_bf16<kAdd>(c, some, row + before, a + int64_t{q} * p.lda,
+                          b + int64_t{before} * p.ldb);
+    }
+    launch(edge_columns_kernel<kAdd>, static_cast<unsigned>(pieces(p.rows, 8)), 256, 0, c.stream,
+           out, a, b, p.rows, p.cols, p.inner);
+    return;
+  }
+  if (const int rest = p.rows % 8; large && rest != 0 && p.ta == CUBLAS_OP_T) {
+    // Rows of out lie along rows of a: the last few alone.
+    p.rows -= rest;
+    multiply_bf16<kAdd>(c, p, out, a, b);
+    out += int64_t{p.rows} * p.ldc, a += p.rows, p.rows = rest;
+  }
+  multiply_bf16<kAdd>(c, p, out, a, b);
+}
+
+bool rounds(const Tensor& out, const Tensor& w) {
+  return out.dtype != DType::f64 && w.dtype != DType::bf16;
+}
+void check_floats(std::initializer_list<Tensor> tensors) {
+  for (const Tensor& t : tensors) LTE_CHECK(t.dtype == DType::f32, "gemm: types do not fit");
+}
+
 template <bool kAdd>
 void gemm_rounded(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
-  if (out.dtype == DType::f64 || b.dtype == DType::bf16)
-    return gemm<kAdd, false>(ctx, out, a, ta, b, tb);
+  if (!rounds(out, b)) return gemm<kAdd, false>(ctx, out, a, ta, b, tb);
   const Product p = product_of(out, a, ta, b, tb);
   if (p.rows == 0 || p.cols == 0) return;
-  LTE_CHECK(a.dtype == DType::f32 && b.dtype == DType::f32, "gemm: types do not fit");
+  check_floats({out, a, b});
   CudaCtx& c = cuda(ctx);
-  const int64_t first = pieces(a.size(), 8) * 8;  // both copies begin at multiples of 16 bytes
-  bf16* x = c.workspace<bf16>(first + b.size());
-  each(ctx, a.size(), ToBf16{x, ptr<float>(a)});
-  each(ctx, b.size(), ToBf16{x + first, ptr<float>(b)});
-  multiply_bf16<kAdd>(c, p, out, x, x + first);
+  bf16* x = c.workspace<bf16>(padded_size(a) + padded_size(b));
+  bf16* y = x + padded_size(a);
+  round_padded(ctx, x, a), round_padded(ctx, y, b);
+  multiply_padded<kAdd>(c, out, x, y, p);
+}
+
+// Rounds dout once for both products.
+void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x, Tensor w,
+                     bool tw) {
+  const Product by_x = product_of(dx, dout, false, w, !tw);
+  const Product by_w =
+      tw ? product_of(dw, dout, true, x, false) : product_of(dw, x, true, dout, false);
+  if (!rounds(dx, w)) {
+    (add_dx ? gemm<true, false> : gemm<false, false>)(ctx, dx, dout, false, w, !tw);
+    return gemm<true, false>(ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
+  }
+  check_floats({dx, dw, dout, x, w});
+  CudaCtx& c = cuda(ctx);
+  bf16* d = c.workspace<bf16>(padded_size(dout) + std::max(padded_size(w), padded_size(x)));
+  bf16* other = d + padded_size(dout);
+  round_padded(ctx, d, dout), round_padded(ctx, other, w);
+  (add_dx ? multiply_padded<true> : multiply_padded<false>)(c, dx, d, other, by_x);
+  round_padded(ctx, other, x);
+  multiply_padded<true>(c, dw, tw ? d : other, tw ? other : d, by_w);
 }
 
 template <class T, class W>
@@ -132,20 +266,21 @@ struct AddBias {
   T* x;
   const W* b;
   int64_t cols;
-  __device__ void operator()(int64_t i) const { x[i] += to_float(b[i % cols]); }
+  template <int kFew>
+  __device__ void operator()(int64_t i) const {
+    Few<kFew, T> y = load_few<kFew>(x + i);
+    const Few<kFew, W> by = load_few<kFew>(b + column_of(i, cols));
+    for (int j = 0; j < kFew; ++j) y.at[j] += to_float(by.at[j]);
+    store_few(x + i, y);
+  }
 };
 void bias_add(Ctx& ctx, Tensor x, Tensor b) {
   with_types(x, b, [&]<class T, class W>() {
-    each(ctx, x.size(), AddBias<T, W>{ptr<T>(x), ptr<W>(b), x.cols()});
+    const bool vector = x.cols() % Pack<T>::kSize == 0 && aligned16(x.data, b.data);
+    each_few<T>(ctx, x.size(), vector, AddBias<T, W>{ptr<T>(x), ptr<W>(b), x.cols()});
   });
 }
 
-template <class T>
-struct Element {
-  const T* x;
-  int64_t cols;
-  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
-};
 void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
   with_type(dout, [&]<class T>() {
     add_column_sums<T>(ctx, ptr<T>(db), dout.rows(), dout.cols(),
@@ -157,11 +292,18 @@ template <class T>
 struct Add {
   T* out;
   const T *a, *b;
-  __device__ void operator()(int64_t i) const { out[i] = a[i] + b[i]; }
+  template <int kFew>
+  __device__ void operator()(int64_t i) const {
+    Few<kFew, T> sum = load_few<kFew>(a + i);
+    const Few<kFew, T> y = load_few<kFew>(b + i);
+    for (int j = 0; j < kFew; ++j) sum.at[j] += y.at[j];
+    store_few(out + i, sum);
+  }
 };
 void add(Ctx& ctx, Tensor out, Tensor a, Tensor b) {
   with_type(out, [&]<class T>() {
-    each(ctx, out.size(), Add<T>{ptr<T>(out), ptr<T>(a), ptr<T>(b)});
+    each_few<T>(ctx, out.size(), aligned16(out.data, a.data, b.data),
+                Add<T>{ptr<T>(out), ptr<T>(a), ptr<T>(b)});
   });
 }
 
@@ -169,11 +311,16 @@ template <class T>
 struct Fill {
   T* out;
   T value;
-  __device__ void operator()(int64_t i) const { out[i] = value; }
+  template <int kFew>
+  __device__ void operator()(int64_t i) const {
+    Few<kFew, T> few;
+    for (T& x : few.at) x = value;
+    store_few(out + i, few);
+  }
 };
 void fill(Ctx& ctx, Tensor out, double value) {
   with_type(out, [&]<class T>() {
-    each(ctx, out.size(), Fill<T>{ptr<T>(out), static_cast<T>(value)});
+    each_few<T>(ctx, out.size(), aligned16(out.data), Fill<T>{ptr<T>(out), static_cast<T>(value)});
   });
 }
 
@@ -198,6 +345,7 @@ void (*const kCudaTf32)(Ops&) = patch_tf32;
 
 void round_cuda_products(Ops& ops) {
   ops.gemm = gemm_rounded<false>, ops.gemm_add = gemm_rounded<true>;
+  ops.linear_backward = linear_backward;
 }
 
 void fill_cuda_linear(Ops& ops) {

@@ -4,6 +4,8 @@
 namespace lte {
 namespace {
 
+constexpr int kAhead = 8;  // elements of a row that a thread reads together
+
 // The row's largest number and the sum of exp(z - top): one walk, in which every thread keeps a top
 // of its own.
 template <class T>
@@ -13,40 +15,69 @@ struct SoftmaxOf {
 template <class T>
 __device__ SoftmaxOf<T> softmax_of(const T* z, int64_t V) {
   T top = kLowest<T>, sum = 0;
-  for (int64_t v = threadIdx.x; v < V; v += blockDim.x) {
-    if (z[v] > top) sum *= exp_of(top - z[v]), top = z[v];
-    sum += z[v] == kLowest<T> ? T(0) : exp_of(z[v] - top);
+  const int64_t step = blockDim.x;
+  for (int64_t first = threadIdx.x; first < V; first += kAhead * step) {
+    T x[kAhead], most = top;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      x[k] = first + k * step < V ? z[first + k * step] : kLowest<T>;
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) most = x[k] > most ? x[k] : most;
+    if (most > top) sum *= exp_of(top - most), top = most;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum += x[k] == kLowest<T> ? T(0) : exp_of(x[k] - top);
   }
   const T all = block_max(top);
   return {all, block_sum(sum == T(0) ? T(0) : sum * exp_of(top - all))};  // NaN stays NaN
 }
 
+// A block walks over rows: so few are under way that the second reading of one finds it in the L2 cache.
 template <class T>
 __global__ void cross_entropy_kernel(T* loss, T* dlogits, const T* logits, const int32_t* targets,
-                                     int64_t V, T scale) {
-  const int32_t target = targets[blockIdx.x];
-  const T* z = logits + blockIdx.x * V;
-  T* d = dlogits ? dlogits + blockIdx.x * V : nullptr;
-  if (target < 0) {  // all threads of the block
-    if (threadIdx.x == 0) loss[blockIdx.x] = 0;
-    for (int64_t v = threadIdx.x; d && v < V; v += blockDim.x) d[v] = 0;
-    return;
-  }
-  const SoftmaxOf<T> s = softmax_of(z, V);
-  if (threadIdx.x == 0) loss[blockIdx.x] = log_of(s.sum) + s.top - z[target];
-  __syncthreads();  // z[target] was read: dlogits may lie over logits
-  const T factor = scale / s.sum;
-  for (int64_t v = threadIdx.x; d && v < V; v += blockDim.x) {
-    d[v] = exp_of(z[v] - s.top) * factor - (v == target ? scale : T(0));
+                                     int64_t N, int64_t V, T scale) {
+  const int64_t step = blockDim.x;
+  for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
+    const int32_t target = targets[n];
+    const T* z = logits + n * V;
+    T* d = dlogits ? dlogits + n * V : nullptr;
+    if (target < 0) {  // all threads of the block
+      if (threadIdx.x == 0) loss[n] = 0;
+      for (int64_t v = threadIdx.x; d && v < V; v += step) d[v] = 0;
+      continue;
+    }
+    const SoftmaxOf<T> s = softmax_of(z, V);
+    if (threadIdx.x == 0) loss[n] = log_of(s.sum) + s.top - z[target];
+    __syncthreads();  // z[target] was read: dlogits may lie over logits
+    const T factor = scale / s.sum;
+    for (int64_t first = threadIdx.x; d && first < V; first += kAhead * step) {
+      T x[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (first + k * step < V) x[k] = __ldcs(z + first + k * step);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t v = first + k * step;
+        if (v < V) __stcs(d + v, exp_of(x[k] - s.top) * factor - (v == target ? scale : T(0)));
+      }
+    }
   }
 }
 
 void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
                    double scale) {
-  const int32_t* target = device_list(cuda(ctx), targets);
+  const int64_t N = logits.rows(), V = logits.cols();
+  if (N == 0) return;
+  CudaCtx& c = cuda(ctx);
+  const int32_t* target = device_list(c, targets);
+  // 1024 threads a multiprocessor, in one block where rows are long.
+  const int64_t threads = std::clamp<int64_t>(pieces(V, kAhead * kWarp), 1, 32) * kWarp;
+  const int64_t blocks = std::min(N, c.multiprocessors * (1024 / threads));
   with_type(logits, [&]<class T>() {
-    launch_rows(ctx, cross_entropy_kernel<T>, logits.rows(), logits.cols(), ptr<T>(loss),
-                ptr<T>(dlogits), ptr<T>(logits), target, logits.cols(), static_cast<T>(scale));
+    launch(cross_entropy_kernel<T>, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+           0, c.stream, ptr<T>(loss), ptr<T>(dlogits), ptr<T>(logits), target, N, V,
+           static_cast<T>(scale));
   });
 }
 
@@ -76,11 +107,19 @@ struct Update {
   T *p, *m, *v;
   const T* grad;
   T b1, b2, eps, rate, root, keep, scale;
+  template <int kFew>
   __device__ void operator()(int64_t i) const {
-    const T g = scale * grad[i];
-    m[i] = b1 * m[i] + (T(1) - b1) * g;
-    v[i] = b2 * v[i] + (T(1) - b2) * g * g;
-    p[i] = keep * p[i] - rate * m[i] / (sqrt_of(v[i]) * root + eps);
+    Few<kFew, T> x = load_few<kFew>(p + i), first = load_few<kFew>(m + i),
+                 second = load_few<kFew>(v + i);
+    const Few<kFew, T> gradient = load_few<kFew>(grad + i);
+    for (int j = 0; j < kFew; ++j) {
+      const T g = scale * gradient.at[j];
+      T &m_ = first.at[j], &v_ = second.at[j];
+      m_ = b1 * m_ + (T(1) - b1) * g;
+      v_ = b2 * v_ + (T(1) - b2) * g * g;
+      x.at[j] = keep * x.at[j] - rate * m_ / (sqrt_of(v_) * root + eps);
+    }
+    store_few(p + i, x), store_few(m + i, first), store_few(v + i, second);
   }
 };
 
@@ -88,18 +127,18 @@ void adamw(Ctx& ctx, Tensor p, Tensor grad, Tensor m, Tensor v, AdamW a) {
   const double correct1 = 1 - std::pow(a.beta1, static_cast<double>(a.step));
   const double correct2 = 1 - std::pow(a.beta2, static_cast<double>(a.step));
   with_type(p, [&]<class T>() {
-    each(ctx, p.size(),
-         Update<T>{.p = ptr<T>(p),
-                   .m = ptr<T>(m),
-                   .v = ptr<T>(v),
-                   .grad = ptr<T>(grad),
-                   .b1 = static_cast<T>(a.beta1),
-                   .b2 = static_cast<T>(a.beta2),
-                   .eps = static_cast<T>(a.eps),
-                   .rate = static_cast<T>(a.lr / correct1),
-                   .root = static_cast<T>(1 / std::sqrt(correct2)),
-                   .keep = static_cast<T>(1 - a.lr * a.decay),
-                   .scale = static_cast<T>(a.grad_scale)});
+    each_few<T>(ctx, p.size(), aligned16(p.data, m.data, v.data, grad.data),
+                Update<T>{.p = ptr<T>(p),
+                          .m = ptr<T>(m),
+                          .v = ptr<T>(v),
+                          .grad = ptr<T>(grad),
+                          .b1 = static_cast<T>(a.beta1),
+                          .b2 = static_cast<T>(a.beta2),
+                          .eps = static_cast<T>(a.eps),
+                          .rate = static_cast<T>(a.lr / correct1),
+                          .root = static_cast<T>(1 / std::sqrt(correct2)),
+                          .keep = static_cast<T>(1 - a.lr * a.decay),
+                          .scale = static_cast<T>(a.grad_scale)});
   });
 }
 

@@ -202,7 +202,8 @@ inline Backend open_late() {
     if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)> &&
                   !std::is_same_v<Entry, decltype(&Ops::record)> &&
                   !std::is_same_v<Entry, decltype(&Ops::replay)> &&
-                  !std::is_same_v<Entry, decltype(&Ops::route_linear)>) {
+                  !std::is_same_v<Entry, decltype(&Ops::route_linear)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::linear_backward)>) {
       b.ops.*kEntry = Later<kEntry>::call;
     }
   });
@@ -211,6 +212,11 @@ inline Backend open_late() {
   b.ops.keeps_row_sums = [](Ctx&) { return false; };
   b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
     return false;
+  };
+  b.ops.linear_backward = [](Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x,
+                             Tensor w, bool tw) {
+    (add_dx ? Later<&Ops::gemm_add>::call : Later<&Ops::gemm>::call)(ctx, dx, dout, false, w, !tw);
+    Later<&Ops::gemm_add>::call(ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
   };
   b.ops.embed = LaterListed<&Ops::embed, 1>::call;
   b.ops.embed_backward_add = LaterListed<&Ops::embed_backward_add, 3>::call;

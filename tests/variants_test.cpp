@@ -16,45 +16,94 @@ const char *const kRounding = "cpu+bf16", *const kRoundingToo = "cpu+fused+bf16"
 #endif
 
 // Against double sums of factors that are rounded first: what is left is rounding in f32.
+struct RoundedProducts {
+  Store& s;
+  Backend one = open_backend(kRounding, 1), many = open_backend(kRoundingToo, 7),
+          naive = open_backend("cpu+naive", 1);
+
+  void check(ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) const {
+    const auto [n, m, k] = c;
+    const Tensor want = add ? s.normal(DType::f32, {n, m}, rng) : s.blank(DType::f32, {n, m}),
+                 got = s.of(DType::f32, {n, m}, values(want)),
+                 same = s.of(DType::f32, {n, m}, values(want));
+    const auto call = [&](const Backend& be, const Tensor& out) {
+      (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
+      be.finish();
+    };
+    call(one, got), call(many, same);
+    expect_same_bits(got, same, "threads");
+    double moved = 0;
+    for (const Tensor& t : {a, b}) {
+      for (int64_t i = 0; i < t.size(); ++i) {
+        const float rounded = to_float(to_bf16(t.as<float>()[i]));
+        moved = std::max(moved, std::abs(at(t, i) - static_cast<double>(rounded)));
+        put(t, i, rounded);
+      }
+    }
+    EXPECT_GT(moved, 0) << "rounding changed nothing";
+    const Tensor sizes = sizes_of(s, want);
+    (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
+                                                sizes_of(s, b), tb);
+    call(naive, want);
+    expect_product(got, want, sizes, k);
+  }
+};
+
 TEST(Bf16Product, OfRoundedFactors) {
   if (!in_this_build(kRounding)) GTEST_SKIP() << kRounding << " is not in this build";
   Store s;
   const ProductCase cases[] = {{1, 1, 1},      {7, 5, 3},      {33, 31, 2},
                                {130, 257, 67}, {300, 70, 601}, {9, 33, 1024}};
-  Backend one = open_backend(kRounding, 1), many = open_backend(kRoundingToo, 7),
-          naive = open_backend("cpu+naive", 1);
-  each_product(
-      s, cases, [&](ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) {
-        const auto [n, m, k] = c;
-        const Tensor want = add ? s.normal(DType::f32, {n, m}, rng) : s.blank(DType::f32, {n, m}),
-                     got = s.of(DType::f32, {n, m}, values(want)),
-                     same = s.of(DType::f32, {n, m}, values(want));
-        const auto call = [&](Backend& be, const Tensor& out) {
-          (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, out, a, ta, b, tb);
-          be.finish();
-        };
-        call(one, got), call(many, same);
-        expect_same_bits(got, same, "threads");
-        double moved = 0;
-        for (const Tensor& t : {a, b}) {
-          for (int64_t i = 0; i < t.size(); ++i) {
-            const float rounded = to_float(to_bf16(t.as<float>()[i]));
-            moved = std::max(moved, std::abs(at(t, i) - static_cast<double>(rounded)));
-            put(t, i, rounded);
-          }
-        }
-        EXPECT_GT(moved, 0) << "rounding changed nothing";
-        const Tensor sizes = sizes_of(s, want);
-        (add ? naive.ops.gemm_add : naive.ops.gemm)(*naive.ctx, sizes, sizes_of(s, a), ta,
-                                                    sizes_of(s, b), tb);
-        call(naive, want);
-        expect_product(got, want, sizes, k);
-      });
+  const RoundedProducts products{.s = s};
+  each_product(s, cases,
+               [&](ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+                 products.check(c, rng, a, ta, b, tb, add);
+               });
   const Tensor a = s.of(DType::f32, {1, 2}, {NAN, 1}), b = s.of(DType::f32, {2, 1}, {1, 1}),
                out = s.blank(DType::f32, {1, 1});
+  const Backend& one = products.one;
   one.ops.gemm(*one.ctx, out, a, false, b, false);
   one.finish();
   EXPECT_TRUE(std::isnan(at(out, 0)));
+}
+
+// Large enough that rows of out that are no whole multiples of 16 bytes are worth several products.
+TEST(Bf16Product, LargeWithRowsOfAnyLength) {
+  if (!in_this_build(kRounding)) GTEST_SKIP() << kRounding << " is not in this build";
+  Store s;
+  const ProductCase cases[] = {{1025, 1026, 5}, {1030, 1023, 3}, {1, 1048577, 2}};
+  const RoundedProducts products{.s = s};
+  each_product(s, cases,
+               [&](ProductCase c, Rng& rng, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+                 if (ta != tb) products.check(c, rng, a, ta, b, tb, add);
+                 EXPECT_TRUE(s.intact());
+                 s.blocks.clear();
+               });
+}
+
+// The entry that does both products of a backward pass gives the bits of the two that do one each.
+TEST(Bf16Product, BothOfABackwardPass) {
+  const Backend be = open_backend(kRounding, 1);
+  if (!be.ops.linear_backward) GTEST_SKIP() << kRounding << " has no such entry";
+  Store s;
+  Rng rng(5);
+  const int64_t N = 19, D = 24, F = 37;
+  for (DType type : {DType::f32, DType::f64}) {
+    const Tensor x = s.normal(type, {N, D}, rng), dout = s.normal(type, {N, F}, rng);
+    for (int flags = 0; flags < 4; ++flags) {
+      const bool tw = flags & 1, add = flags & 2;
+      const Tensor w = tw ? s.normal(type, {F, D}, rng) : s.normal(type, {D, F}, rng);
+      const Tensor dx = s.normal(type, {N, D}, rng), dw = s.normal(type, {w.rows(), w.cols()}, rng);
+      const Tensor dx2 = s.of(type, {N, D}, values(dx)),
+                   dw2 = s.of(type, {w.rows(), w.cols()}, values(dw));
+      be.ops.linear_backward(*be.ctx, dx, add, dw, dout, x, w, tw);
+      (add ? be.ops.gemm_add : be.ops.gemm)(*be.ctx, dx2, dout, false, w, !tw);
+      be.ops.gemm_add(*be.ctx, dw2, tw ? dout : x, true, tw ? x : dout, false);
+      be.finish();
+      expect_same_bits(dx, dx2, "dx"), expect_same_bits(dw, dw2, "dw");
+      EXPECT_TRUE(s.intact());
+    }
+  }
 }
 
 struct Case {

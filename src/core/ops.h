@@ -120,6 +120,10 @@ struct Ops {
   // out = op(a) op(b), op transposing where its flag is set; matrices are rows x last dimension
   void (*gemm)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
   void (*gemm_add)(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb);
+  // The backward pass of out = x w' (tw) or x w by one entry, as gemm, or gemm_add where add_dx, and gemm_add
+  // would do it: dx = or += dout op(w)';  dw += dout' x, or x' dout. Null where that gains nothing.
+  void (*linear_backward)(Ctx&, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x, Tensor w,
+                          bool tw);
   // x[n,:] += b                                                                        x[N,M] b[M]
   void (*bias_add)(Ctx&, Tensor x, Tensor b);
   // db += sum over n of dout[n,:]

@@ -15,10 +15,13 @@ struct Pass {
   Tensor dx, dnorm;  // [N,D]
 };
 
-// dw += dout' x;  db += sum dout
-void linear_backward_add(Pass& p, Tensor dw, Tensor db, Tensor dout, Tensor x) {
-  p.be.ops.gemm_add(*p.be.ctx, dw, dout, true, x, false);
-  if (db) p.be.ops.bias_backward_add(*p.be.ctx, db, dout);
+// Ops::linear_backward, by two products where a backend has no such entry.
+void linear_backward(Backend& be, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x,
+                     Tensor w, bool tw) {
+  const Ops& op = be.ops;
+  if (op.linear_backward) return op.linear_backward(*be.ctx, dx, add_dx, dw, dout, x, w, tw);
+  (add_dx ? op.gemm_add : op.gemm)(*be.ctx, dx, dout, false, w, !tw);
+  op.gemm_add(*be.ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
 }
 
 bool reaches_router(const FfnPlan& f, Run run, const LossTerms& terms) {
@@ -69,7 +72,8 @@ void router_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   if (plan.squash == Squash::sigmoid) op.sigmoid_backward(*p.be.ctx, dgates, dgates, s.scores);
   const bool normed = plan.input == RouterInput::normed;
   if (p.terms.train_routers) {
-    linear_backward_add(p, d.router_w, d.router_b, dgates, normed ? s.norm2 : s.mid);
+    op.gemm_add(*p.be.ctx, d.router_w, dgates, true, normed ? s.norm2 : s.mid, false);
+    if (d.router_b) op.bias_backward_add(*p.be.ctx, d.router_b, dgates);
   }
   op.gemm_add(*p.be.ctx, normed ? p.dnorm : p.dx, dgates, false, w.router_w, false);
 }
@@ -80,8 +84,7 @@ void masked_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
                      size_t layers) {
   const Ops& op = p.be.ops;
   const bool routed = plan.router != RouterKind::none;
-  op.gemm(*p.be.ctx, dact, p.dx, false, w.down_w, true);
-  linear_backward_add(p, d.down_w, {}, routed ? s.hidden : s.act, p.dx);
+  linear_backward(p.be, dact, false, d.down_w, p.dx, routed ? s.hidden : s.act, w.down_w, false);
   if (routed) {
     op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
                               p.run.gate == Gate::soft ? s.scores : s.gates);
@@ -91,14 +94,12 @@ void masked_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
   }
   if (p.c.gated) {
     op.activate_backward(*p.be.ctx, dact, dup, dact, s.gate, s.up, p.c.act);
-    op.gemm(*p.be.ctx, p.dnorm, dact, false, w.gate_w, false);
-    linear_backward_add(p, d.gate_w, {}, dact, s.norm2);
-    op.gemm_add(*p.be.ctx, p.dnorm, dup, false, w.up_w, false);
-    linear_backward_add(p, d.up_w, {}, dup, s.norm2);
+    linear_backward(p.be, p.dnorm, false, d.gate_w, dact, s.norm2, w.gate_w, true);
+    linear_backward(p.be, p.dnorm, true, d.up_w, dup, s.norm2, w.up_w, true);
   } else {
     op.activate_backward(*p.be.ctx, dact, {}, dact, s.up, {}, p.c.act);
-    op.gemm(*p.be.ctx, p.dnorm, dact, false, w.up_w, false);
-    linear_backward_add(p, d.up_w, d.up_b, dact, s.norm2);
+    linear_backward(p.be, p.dnorm, false, d.up_w, dact, s.norm2, w.up_w, true);
+    if (d.up_b) op.bias_backward_add(*p.be.ctx, d.up_b, dact);
   }
 }
 
@@ -126,16 +127,16 @@ void attention_backward(Pass& p, const LayerParams& w, const LayerParams& d, con
   const Ops& op = p.be.ops;
   Tensor dattended = s.attended, dqkv = s.qkv;
   dattended.data = p.g.dattended.data, dqkv.data = p.g.dqkv.data;
-  op.gemm(*p.be.ctx, dattended, p.dx, false, w.proj_w, false);
-  linear_backward_add(p, d.proj_w, d.proj_b, p.dx, s.attended);
+  linear_backward(p.be, dattended, false, d.proj_w, p.dx, s.attended, w.proj_w, true);
+  if (d.proj_b) op.bias_backward_add(*p.be.ctx, d.proj_b, p.dx);
   op.attention_backward(*p.be.ctx, dqkv, dattended, s.qkv, s.k, s.v, s.probs, p.chunk,
                         p.c.head_shape());
   if (p.c.rope) {
     op.rope(*p.be.ctx, dqkv, p.chunk, p.c.heads + p.c.kv_heads, p.c.head_dim(), p.c.rope_theta,
             true);
   }
-  op.gemm(*p.be.ctx, p.dnorm, dqkv, false, w.qkv_w, false);
-  linear_backward_add(p, d.qkv_w, d.qkv_b, dqkv, s.norm1);
+  linear_backward(p.be, p.dnorm, false, d.qkv_w, dqkv, s.norm1, w.qkv_w, true);
+  if (d.qkv_b) op.bias_backward_add(*p.be.ctx, d.qkv_b, dqkv);
   op.norm_backward_add(*p.be.ctx, p.dx, d.norm1_w, d.norm1_b, p.dnorm, s.stats1, s.x, w.norm1_w);
 }
 
@@ -167,8 +168,8 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
   Params& d = g.d;
   g.gate = run.gate;
   op.fill(*be.ctx, g.sums, 0);
-  op.gemm(*be.ctx, pass.dnorm, dlogits, false, p.head(), false);
-  op.gemm_add(*be.ctx, d.head(), dlogits, true, first_rows(state.norm, N), false);
+  linear_backward(be, pass.dnorm, false, d.head(), dlogits, first_rows(state.norm, N), p.head(),
+                  true);
   op.fill(*be.ctx, pass.dx, 0);
   op.norm_backward_add(*be.ctx, pass.dx, d.norm_w, d.norm_b, pass.dnorm, first_rows(state.stats, N),
                        first_rows(state.x_out, N), p.norm_w);
