@@ -139,6 +139,8 @@ bool aligned16(const P*... p) {
 
 template <int kFew, class F>
 __global__ void each_few_kernel(int64_t n, F f) {
+  let_next_begin();
+  await_inputs();
   const int64_t whole = n / kFew * kFew;
   for (int64_t i = thread_in_grid() * kFew; i < whole; i += threads_of_grid() * kFew) {
     f.template operator()<kFew>(i);
@@ -152,8 +154,8 @@ template <class T, class F>
 void each_few(Ctx& ctx, int64_t n, bool vector, F f) {
   if (n == 0) return;
   constexpr int kFew = Pack<T>::kSize;
-  launch(vector ? each_few_kernel<kFew, F> : each_few_kernel<1, F>,
-         grid_for(n, vector ? 256 * kFew : 256), 256, 0, cuda(ctx).stream, n, f);
+  launch_early(vector ? each_few_kernel<kFew, F> : each_few_kernel<1, F>,
+               grid_for(n, vector ? 256 * kFew : 256), 256, 0, cuda(ctx).stream, n, f);
 }
 // i % cols, without the long division of 64 bits where 32 hold both.
 __device__ __forceinline__ int64_t column_of(int64_t i, int64_t cols) {
