@@ -54,7 +54,7 @@ int cmd_bench_step(const CommonArgs& c, StepSpec spec, bool profile) {
                r.bytes * 1e-6, r.stream * 1e-9);
   } else {
     fmt::print(
-        "bound: {:.3f} ms = {:.2f} GFLOP of products at the f32 product rate {:.0f} GFLOP/s\n",
+        "bound: {:.3f} ms = {:.2f} GFLOP of products at the product rate {:.0f} GFLOP/s\n",
         r.bound * 1e3, r.flops * 1e-9, r.gemm * 1e-9);
   }
   for (const StepRow& row : r.rows) {

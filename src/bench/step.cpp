@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bench/ceilings.h"
 #include "bench/report_rows.h"
 #include "bench/synthetic.h"
 #include "bench/traffic.h"
+#include "core/device.h"
 #include "core/rng.h"
 #include "core/statistics.h"
 #include "model/decode.h"
@@ -68,6 +70,7 @@ struct Bench {
   std::vector<double> decode_steps(Backend& be, int steps, ProfileCtx* clock) {
     const int64_t B = spec.batch, S = spec.seq;
     const Params p = clone(params, be.memory);
+    if (be.device) be.device->fetch(*be.ctx, p.memory.base(), p.memory.used);
     State state = make_state(p, plan, B, 1, S, Keep::one_layer);
     const std::span<const int32_t> tokens(set.tokens.data(), static_cast<size_t>(B));
     DecodeStep one = make_decode_step(be, B);
@@ -118,13 +121,17 @@ StepReport bench_step(const StepSpec& spec) {
   std::vector<Backend> backends;
   for (const std::string& name : spec.backends)
     backends.push_back(open_backend(name, spec.threads));
+  Backend& front = backends.front();
+  const Ceilings device = front.device ? measure_device(front) : Ceilings{};
   Backend best = open_backend("auto", spec.threads);
   GemmProbe probe(best, kGemmSide, kGemmSide, kGemmSide, DType::f32, false);
   StepReport report;
   std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
   for (int r = 0; r < spec.rounds; ++r) {
-    report.gemm = std::max(
-        report.gemm, 2.0 * kGemmSide * kGemmSide * kGemmSide / probe.seconds(best, bench.now));
+    const double rate = front.device ? device.gemm_f32
+                                     : 2.0 * kGemmSide * kGemmSide * kGemmSide /
+                                           probe.seconds(best, bench.now);
+    report.gemm = std::max(report.gemm, rate);
     double first = 0;
     for (size_t i = 0; i < backends.size(); ++i) {
       const std::vector<double> s = bench.steps(backends[i], spec.steps);
@@ -144,9 +151,12 @@ StepReport bench_step(const StepSpec& spec) {
   report.flops = tokens * train_flops(bench.cfg, bench.plan, spec.seq, false);
   report.bound = report.flops / report.gemm;
   if (spec.decode) {
-    ThreadPool pool(spec.threads);
-    const StreamBlock block;
-    for (int i = 0; i < 5; ++i) report.stream = std::max(report.stream, stream_rate(pool, block));
+    report.stream = device.stream_all;
+    if (!front.device) {
+      ThreadPool pool(spec.threads);
+      const StreamBlock block;
+      for (int i = 0; i < 5; ++i) report.stream = std::max(report.stream, stream_rate(pool, block));
+    }
     report.flops = bench.decoded.flops, report.bytes = bench.decoded.bytes;
     report.bound = report.bytes / report.stream;
   }
