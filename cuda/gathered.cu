@@ -1,6 +1,6 @@
 // The gathered feed-forward layer and sparse inputs: only what is selected is read. Nothing is read
 // back: grids are for the worst case, counts are read on the device.
-#include "gathered.h"
+#include "few_cores.h"
 
 namespace lte {
 namespace {
@@ -45,6 +45,33 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
          static_cast<int>(splits));
 }
 
+// As few_tokens, on tensor cores.
+template <int kCols, bool kAtomic>
+void few_on_cores(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
+  CudaCtx& c = cuda(ctx);
+  const int64_t tiles = f.E * f.G / kCoreRows, wide = pieces(f.D, kCoreCols);
+  const int64_t splits =
+      std::clamp<int64_t>(kCoreBlocks / wide, 1, std::max<int64_t>(1, tiles / kCoreGroup));
+  const int64_t hidden = f.E * f.G * kCoreTokens<kCols>, parts = kAtomic ? 0 : splits * f.N * f.D;
+  float* h = c.workspace<float>(hidden + parts + f.E + 1);
+  float* part = h + hidden;
+  auto* active = reinterpret_cast<int32_t*>(part + parts);
+  int32_t* total = active + f.E;
+  launch(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  const auto hidden_kernel = f.gate_w ? core_hidden_kernel<2, kCols> : core_hidden_kernel<1, kCols>;
+  const int64_t own = f.gate_w ? kOwn<2, kCols> : kOwn<1, kCols>;
+  launch(hidden_kernel, static_cast<unsigned>(pieces(tiles, own)), kCoreThreads, 0, c.stream, h,
+         active, total, f);
+  if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(float), c.stream), "clearing out");
+  const dim3 grid(static_cast<unsigned>(wide), static_cast<unsigned>(splits));
+  launch(core_down_kernel<kCols, kAtomic>, grid, kCoreThreads, 0, c.stream, kAtomic ? out : part, h,
+         active, total, f);
+  if (kAtomic) return;
+  const auto columns = static_cast<unsigned>(pieces(f.N * f.D, kWarp));
+  launch(join_parts_kernel<float>, columns, dim3(kWarp, kJoinWarps), 0, c.stream, out, part,
+         f.N * f.D, static_cast<int>(splits));
+}
+
 template <class T, class W>
 void many_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
@@ -83,6 +110,12 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
                            .E = gates.cols(),
                            .G = down.rows() / gates.cols(),
                            .vector = vector};
+    if constexpr (sizeof(W) == 2) {
+      if (f.vector && fits_cores(f.N, f.D) && f.G % kCoreRows == 0) {
+        return f.N <= 8 ? few_on_cores<1, kAtomic>(ctx, ptr<T>(out), f)
+                        : few_on_cores<2, kAtomic>(ctx, ptr<T>(out), f);
+      }
+    }
     if (f.N == 1) return few_tokens<1, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= kFewTokens) return few_tokens<kFewTokens, kAtomic>(ctx, ptr<T>(out), f);

@@ -1,6 +1,6 @@
 // Linear algebra: cuBLAS for matrix products, own kernels where weights are bf16 and tokens few, for
 // biases and for sums.
-#include "rows.h"
+#include "few_cores.h"
 
 namespace lte {
 namespace {
@@ -61,9 +61,14 @@ template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   CudaCtx& c = cuda(ctx);
   LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
-  if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
-    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+  const bool by_rows = p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T;
+  if (by_rows && vector && fits_cores(p.rows, p.inner) && p.cols >= kCoreRows) {
+    return core_rows<kAdd>(ctx, ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols,
+                           p.inner);
+  }
+  if (by_rows && p.rows <= kFewRows) {
     const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>
                                     : few_rows_kernel<kFewRows, kAdd, float, bf16>;
     launch(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),
