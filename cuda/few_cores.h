@@ -13,6 +13,7 @@ namespace lte {
 constexpr int kCoreWarps = 16, kCoreThreads = kCoreWarps * kWarp, kCoreRows = 16, kCoreStep = 32;
 template <int kCols>
 constexpr int kCoreTokens = 8 * kCols;
+constexpr int64_t kCoreBlocks = 132;  // that a large GPU runs at once
 
 // What both need: 16-byte rows of whole steps.
 inline bool fits_cores(int64_t N, int64_t D) {
@@ -45,11 +46,11 @@ __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
                                           const float* const (&x)[kCols], int64_t eight, int d) {
   Pack<uint32_t> w[kSteps][kTiles][2];
 #pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
+  for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int s = 0; s < kSteps; ++s) {
         w[s][m][i] = load_words(row[m] + i * eight + d + s * kCoreStep);
       }
     }
@@ -79,91 +80,97 @@ __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
   }
 }
 
-// The same over the warp's share of all D columns; first[m] is the tile's first row. A lane has eight pieces of
-// weights on their way. Tokens beyond N repeat the last one: their sums are nobody's.
-template <int kTiles, int kCols>
-__device__ __forceinline__ void core_products(float (&sum)[kTiles][kCols][4],
-                                              const bf16* const (&first)[kTiles], const float* x,
-                                              int N, int64_t D) {
-  constexpr int kSteps = kTiles < 4 ? 4 / kTiles : 1;
-  const int lane = lane_of_thread(), warp = warp_of_thread(), g = lane / 4, t = lane % 4;
-  const bf16* row[kTiles];
-  const float* token[kCols];
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) row[m] = first[m] + g * D + t * 8;
-#pragma unroll
-  for (int c = 0; c < kCols; ++c) {
-    const int n = c * 8 + g;
-    token[c] = x + (n < N ? n : N - 1) * D + t * 8;
-  }
-  const int steps = static_cast<int>(D / kCoreStep), whole = steps / kSteps;
-#pragma unroll 1
-  for (int i = warp; i < whole; i += kCoreWarps) {
-    add_steps<kSteps>(sum, row, token, 8 * D, i * kSteps * kCoreStep);
-  }
-  if constexpr (kSteps > 1) {
-    const int i = whole * kSteps + warp;
-    if (i < steps) add_steps<1>(sum, row, token, 8 * D, i * kCoreStep);
-  }
-}
+// What a block computes: its warps stand in kGroups groups of kTiles tiles each, which share x by way of L1, and
+// those of a group share the columns. A thread ends with the sums of one token and one row of its tiles.
+template <int kTiles, int kCols, int kGroups>
+struct CoreBlock {
+  static constexpr int kTokens = kCoreTokens<kCols>, kWarps = kCoreWarps / kGroups;
+  static constexpr int kAll = kGroups * kTiles;  // tiles
+  float sum[kTiles][kCols][4] = {};
 
-// A tile's sum over the block's warps: thread i gets that of token i / 16 and row i % 16. For whole blocks.
-template <int kCols>
-__device__ __forceinline__ float tile_sum(const float (&sum)[kCols][4]) {
-  constexpr int kStride = kCoreRows + 4;  // other banks for other tokens
-  LTE_SHARED(float, part[kCoreWarps][kCoreTokens<kCols> * kStride]);
-  const int g = lane_of_thread() / 4, t = lane_of_thread() % 4, i = thread_rank();
-  __syncthreads();
+  __device__ static int group() { return warp_of_thread() / kWarps; }
+  // Where the thread's sums belong; group_of_sum() is kGroups or more where they are nobody's.
+  __device__ static int group_of_sum() { return thread_rank() / (kTokens * kCoreRows); }
+  __device__ static int token() { return thread_rank() / kCoreRows % kTokens; }
+  __device__ static int row() { return thread_rank() % kCoreRows; }
+
+  // first[m] is the first row of the group's tile m. A lane has eight pieces of weights on their way, a warp whole
+  // lines of 128 bytes. Tokens beyond N repeat the last one.
+  __device__ void add(const bf16* const (&first)[kTiles], const float* x, int N, int64_t D) {
+    constexpr int kSteps = 4 / kTiles;
+    const int lane = lane_of_thread(), g = lane / 4, t = lane % 4, warp = warp_of_thread() % kWarps;
+    const bf16* row[kTiles];
+    const float* token[kCols];
 #pragma unroll
-  for (int c = 0; c < kCols; ++c) {
+    for (int m = 0; m < kTiles; ++m) row[m] = first[m] + g * D + t * 8;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int token = c * 8 + t * 2 + k % 2, row = g + k / 2 * 8;
-      part[warp_of_thread()][token * kStride + row] = sum[c][k];
+    for (int c = 0; c < kCols; ++c) {
+      const int n = c * 8 + g;
+      token[c] = x + (n < N ? n : N - 1) * D + t * 8;
     }
+    const int steps = static_cast<int>(D / kCoreStep), whole = steps / kSteps * kSteps;
+#pragma unroll 1
+    for (int i = warp * kSteps; i < whole; i += kWarps * kSteps) {
+      add_steps<kSteps>(sum, row, token, 8 * D, i * kCoreStep);
+    }
+    static_assert(kSteps <= kWarps);
+    const int rest = whole + warp;
+    if (rest < steps) add_steps<1>(sum, row, token, 8 * D, rest * kCoreStep);
   }
-  __syncthreads();
-  float all = 0;
-  if (i < kCoreTokens<kCols> * kCoreRows) {
-#pragma unroll
-    for (int w = 0; w < kCoreWarps; ++w)
-      all += part[w][i / kCoreRows * kStride + i % kCoreRows];
-  }
-  return all;
-}
 
-// out[n, j] (+)= x[n,:] . w[j,:]: kTiles tiles of j a block. The last tiles reach back, and write what is theirs.
-template <int kTiles, int kCols, bool kAdd>
+  // The sums of tile m over the group's warps, in order. For whole blocks.
+  __device__ float total(int m) {
+    constexpr int kStride = kCoreRows + 4;  // other banks for other tokens
+    LTE_SHARED(float, part[kCoreWarps][kTokens * kStride]);
+    const int g = lane_of_thread() / 4, t = lane_of_thread() % 4;
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        part[warp_of_thread()][(c * 8 + t * 2 + k % 2) * kStride + g + k / 2 * 8] = sum[m][c][k];
+      }
+    }
+    __syncthreads();
+    if (group_of_sum() >= kGroups) return 0;
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+      all += part[group_of_sum() * kWarps + w][token() * kStride + row()];
+    return all;
+  }
+};
+
+// out[n, j] (+)= x[n,:] . w[j,:]. The last tiles reach back, and write what is their own.
+template <int kCols, int kGroups, bool kAdd>
 __global__ void __launch_bounds__(kCoreThreads, 1)
     core_rows_kernel(float* out, const float* x, const bf16* w, int N, int64_t cols, int64_t D) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTiles * kCoreRows;
-  const bf16* tile[kTiles];
+  using Block = CoreBlock<2, kCols, kGroups>;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * Block::kAll * kCoreRows;
+  const auto begin = [&](int64_t own) { return own < cols - kCoreRows ? own : cols - kCoreRows; };
+  const auto tile = [&](int group, int m) { return first + (group * 2 + m) * kCoreRows; };
+  Block b;
+  b.add({w + begin(tile(b.group(), 0)) * D, w + begin(tile(b.group(), 1)) * D}, x, N, D);
 #pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-    const int64_t j = first + m * kCoreRows, last = cols - kCoreRows;
-    tile[m] = w + (j < last ? j : last) * D;
-  }
-  float sum[kTiles][kCols][4] = {};
-  core_products(sum, tile, x, N, D);
-  const int n = thread_rank() / kCoreRows, r = thread_rank() % kCoreRows;
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-    const float all = tile_sum(sum[m]);
-    const int64_t j0 = first + m * kCoreRows, last = cols - kCoreRows;
-    const int64_t j = (j0 < last ? j0 : last) + r;
-    if (n < N && j >= j0) out[n * cols + j] = kAdd ? out[n * cols + j] + all : all;
+  for (int m = 0; m < 2; ++m) {
+    const float all = b.total(m);
+    const int64_t own = tile(b.group_of_sum(), m), j = begin(own) + b.row();
+    const int n = b.token();
+    if (b.group_of_sum() < kGroups && n < N && j >= own) {
+      out[n * cols + j] = kAdd ? out[n * cols + j] + all : all;
+    }
   }
 }
-// cols >= 16, rows of 16-byte pieces. More tiles a block where there are many: x is read once for each block.
+// cols >= 16, rows of 16-byte pieces. A block of more rows, where there are enough for all multiprocessors, reads x
+// less often.
 template <bool kAdd>
 void core_rows(Ctx& ctx, float* out, const float* x, const bf16* w, int N, int64_t cols,
                int64_t D) {
-  const bool many = cols >= 4 * kCoreRows * 128;
-  const auto kernel = N <= 8 ? core_rows_kernel<2, 1, kAdd>
-                      : many ? core_rows_kernel<4, 2, kAdd>
-                             : core_rows_kernel<2, 2, kAdd>;
-  const int64_t tiles = N > 8 && many ? 4 : 2;
-  launch(kernel, static_cast<unsigned>(pieces(cols, tiles * kCoreRows)), kCoreThreads, 0,
+  const bool tall = N > 8 && cols >= 64 * kCoreBlocks;
+  const auto kernel = N <= 8 ? core_rows_kernel<1, 1, kAdd>
+                      : tall ? core_rows_kernel<2, 2, kAdd>
+                             : core_rows_kernel<2, 1, kAdd>;
+  launch(kernel, static_cast<unsigned>(pieces(cols, tall ? 64 : 32)), kCoreThreads, 0,
          cuda(ctx).stream, out, x, w, N, cols, D);
 }
 
@@ -178,38 +185,36 @@ struct NeuronTile {
   }
 };
 
-// h[i, n, r] for neuron r of tile i: 0 where the token did not select the expert, or is none. Up and gate rows
-// are read together. Grid for all neurons, kOwn tiles a block.
+// h[i, n, r] for neuron r of tile i: 0 where the token did not select the expert, or is none. kMats is 2 where
+// there are gate rows, which are read together with the up rows. Grid for all neurons, kOwn tiles a block.
 template <int kMats, int kCols>
 constexpr int kOwn = 2 * kCols / kMats;
 template <int kMats, int kCols>
 __global__ void __launch_bounds__(kCoreThreads, 1)
     core_hidden_kernel(float* h, const int32_t* active, const int32_t* total,
                        Gathered<float, bf16> f) {
-  constexpr int kTiles = 2 * kCols, kTokens = kCoreTokens<kCols>;
+  using Block = CoreBlock<2, kCols, kCols>;
   const int G = static_cast<int>(f.G), tiles = *total * (G / kCoreRows);
   const int begin = static_cast<int>(blockIdx.x) * kOwn<kMats, kCols>;
   if (begin >= tiles) return;
-  float sum[kTiles][kCols][4] = {};
+  Block b;
   if (f.up) {
-    const bf16* row[kTiles];
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      const int i = begin + m / kMats;
+    const auto first = [&](int m) {
+      const int i = begin + (b.group() * 2 + m) / kMats;
       const NeuronTile tile(active, G, i < tiles ? i : tiles - 1);
-      row[m] = (m % kMats == 0 ? f.up : f.gate_w) + tile.j * f.D;
-    }
-    core_products(sum, row, f.x, static_cast<int>(f.N), f.D);
+      return (m < kMats - 1 || kMats == 1 ? f.up : f.gate_w) + tile.j * f.D;
+    };
+    b.add({first(0), first(1)}, f.x, static_cast<int>(f.N), f.D);
   }
-  const int n = thread_rank() / kCoreRows, r = thread_rank() % kCoreRows;
+  const int n = b.token(), r = b.row();
 #pragma unroll
-  for (int m = 0; m < kTiles; m += kMats) {
-    const float u = tile_sum(sum[m]), g = kMats == 2 ? tile_sum(sum[m + kMats - 1]) : 0.0f;
-    const int i = begin + m / kMats;
-    if (n >= kTokens || i >= tiles) continue;
+  for (int m = 0; m < 2; m += kMats) {
+    const float u = b.total(m), g = kMats == 2 ? b.total(1) : 0.0f;
+    const int i = begin + (b.group_of_sum() * 2 + m) / kMats;
+    if (b.group_of_sum() >= kCols || i >= tiles) continue;
     const NeuronTile tile(active, G, i);
     const float gate = n < f.N ? f.gates[n * f.E + tile.e] : 0.0f;
-    h[(static_cast<int64_t>(i) * kTokens + n) * kCoreRows + r] =
+    h[(static_cast<int64_t>(i) * Block::kTokens + n) * kCoreRows + r] =
         gate != 0.0f ? f.hidden(n, tile.j + r, u, g) * gate : 0.0f;
   }
 }
@@ -310,8 +315,5 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
     }
   }
 }
-
-// Blocks of core_down_kernel that a large GPU runs at once.
-constexpr int64_t kCoreBlocks = 132;
 
 }  // namespace lte

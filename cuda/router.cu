@@ -40,10 +40,10 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
   LTE_SHARED(bool, open[kCoreRows][kCoreTokens<kCols>]);
   const int64_t own = static_cast<int64_t>(blockIdx.x) * kCoreRows;
   const int64_t first = own + kCoreRows < E ? own : E - kCoreRows;
-  float sum[1][kCols][4] = {};
-  core_products(sum, {w + first * D}, x, N, D);
-  float z = tile_sum(sum[0]);
-  const int n = thread_rank() / kCoreRows, r = thread_rank() % kCoreRows;
+  CoreBlock<1, kCols, 1> block;
+  block.add({w + first * D}, x, N, D);
+  float z = block.total(0);
+  const int n = thread_rank() / kCoreRows, r = block.row();
   const int64_t e = first + r;
   if (n < N) {
     if (b) z += b[e];
