@@ -20,8 +20,8 @@ inline bool fits_cores(int64_t N, int64_t D) {
   return N > 1 && N <= kFewTokens && D > 0 && D % kCoreStep == 0;
 }
 
-// x = part[0] + part[1] + part[2] in the lower halves, y in the upper ones: 24 bits, eight at a time, exactly. An
-// infinite x has a NaN among its parts: a product with it is NaN.
+// x = part[0] + part[1] + part[2] in the lower halves, y in the upper ones: 24 bits, eight at a time,
+// exactly. An infinite x has a NaN among its parts: a product with it is NaN.
 constexpr int kParts = 3;
 __device__ __forceinline__ void split(uint32_t (&part)[kParts], float x, float y) {
 #pragma unroll
@@ -38,8 +38,8 @@ __device__ __forceinline__ Pack<uint32_t> load_words(const bf16* p) {
 
 // == Rows of weights by rows of tokens
 
-// sum[m][c] += rows of tile m by tokens of c, over kSteps steps from column d on. Lane 4 g + t has in row[m] the
-// row g of the tile from its column 8 t on, in x[c] token g likewise; row g + 8 is `eight` further.
+// sum[m][c] += rows of tile m by tokens of c, over kSteps steps from column d on. Lane 4 g + t has in row[m]
+// the row g of the tile from its column 8 t on, in x[c] token g likewise; row g + 8 is `eight` further.
 template <int kSteps, int kTiles, int kCols>
 __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
                                           const bf16* const (&row)[kTiles],
@@ -58,15 +58,18 @@ __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-    for (int c = 0; c < kCols; ++c) {
+    for (int half = 0; half < 2; ++half) {  // of the lane's eight columns
+      uint32_t low[kCols][kParts], high[kCols][kParts];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {  // of the lane's eight columns
+      for (int c = 0; c < kCols; ++c) {
         const Pack<float> in = load16(x[c] + d + s * kCoreStep + half * 4);
-        uint32_t low[kParts], high[kParts];
-        split(low, in.at[0], in.at[1]), split(high, in.at[2], in.at[3]);
+        split(low[c], in.at[0], in.at[1]), split(high[c], in.at[2], in.at[3]);
+      }
 #pragma unroll
-        for (int p = 0; p < kParts; ++p) {
-          const uint32_t b[2] = {low[p], high[p]};
+      for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+        for (int c = 0; c < kCols; ++c) {
+          const uint32_t b[2] = {low[c][p], high[c][p]};
 #pragma unroll
           for (int m = 0; m < kTiles; ++m) {
             const auto &one = w[s][m][0].at, &two = w[s][m][1].at;
@@ -80,8 +83,8 @@ __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
   }
 }
 
-// What a block computes: its warps stand in kGroups groups of kTiles tiles each, which share x by way of L1, and
-// those of a group share the columns. A thread ends with the sums of one token and one row of its tiles.
+// What a block computes: its warps stand in kGroups groups of kTiles tiles each, which share x by way of L1,
+// and those of a group share the columns. A thread ends with the sums of one token and one row of its tiles.
 template <int kTiles, int kCols, int kGroups>
 struct CoreBlock {
   static constexpr int kTokens = kCoreTokens<kCols>, kWarps = kCoreWarps / kGroups;
@@ -94,8 +97,8 @@ struct CoreBlock {
   __device__ static int token() { return thread_rank() / kCoreRows % kTokens; }
   __device__ static int row() { return thread_rank() % kCoreRows; }
 
-  // first[m] is the first row of the group's tile m. A lane has eight pieces of weights on their way, a warp whole
-  // lines of 128 bytes. Tokens beyond N repeat the last one.
+  // first[m] is the first row of the group's tile m. A lane has eight pieces of weights on their way, a warp
+  // whole lines of 128 bytes. Tokens beyond N repeat the last one.
   __device__ void add(const bf16* const (&first)[kTiles], const float* x, int N, int64_t D) {
     constexpr int kSteps = 4 / kTiles;
     const int lane = lane_of_thread(), g = lane / 4, t = lane % 4, warp = warp_of_thread() % kWarps;
@@ -161,8 +164,8 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
     }
   }
 }
-// cols >= 16, rows of 16-byte pieces. A block of more rows, where there are enough for all multiprocessors, reads x
-// less often.
+// cols >= 16, rows of 16-byte pieces. Blocks of more rows, where there are enough for all multiprocessors,
+// read x less often.
 template <bool kAdd>
 void core_rows(Ctx& ctx, float* out, const float* x, const bf16* w, int N, int64_t cols,
                int64_t D) {
@@ -185,8 +188,8 @@ struct NeuronTile {
   }
 };
 
-// h[i, n, r] for neuron r of tile i: 0 where the token did not select the expert, or is none. kMats is 2 where
-// there are gate rows, which are read together with the up rows. Grid for all neurons, kOwn tiles a block.
+// h[i, n, r] for neuron r of tile i: 0 where the token did not select the expert, or is none. kMats is 2
+// where there are gate rows, read together with the up rows. Grid for all neurons, kOwn tiles a block.
 template <int kMats, int kCols>
 constexpr int kOwn = 2 * kCols / kMats;
 template <int kMats, int kCols>
@@ -219,8 +222,8 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
   }
 }
 
-// sum[j] += h' down over kTiles tiles from i on, for the columns that begin at `down`. Lane 4 g + t loads columns
-// 8 g .. 8 g + 7 of rows 4 t .. 4 t + 3: column g of the j-th product is 8 g + j.
+// sum[j] += h' down over kTiles tiles from i on, for the columns of which the lane's begin at `down`. Lane
+// 4 g + t loads columns 8 g .. 8 g + 7 of rows 4 t .. 4 t + 3: column g of the j-th product is 8 g + j.
 template <int kTiles, int kCols>
 __device__ __forceinline__ void add_tiles(float (&sum)[8][4], const bf16* down, const float* h,
                                           const int32_t* active, int G, int64_t D, int i) {
@@ -250,8 +253,8 @@ __device__ __forceinline__ void add_tiles(float (&sum)[8][4], const bf16* down, 
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        b[j][r] = __byte_perm(w[k][r * 2].at[j / 2], w[k][r * 2 + 1].at[j / 2],
-                              j % 2 ? 0x7632 : 0x5410);
+        b[j][r] =
+            __byte_perm(w[k][r * 2].at[j / 2], w[k][r * 2 + 1].at[j / 2], j % 2 ? 0x7632 : 0x5410);
       }
     }
 #pragma unroll
@@ -262,9 +265,9 @@ __device__ __forceinline__ void add_tiles(float (&sum)[8][4], const bf16* down, 
   }
 }
 
-// As few_down_kernel, with h as core_hidden_kernel leaves it. Grid (tiles of kCoreCols columns, splits of the
-// tiles of rows). The warps stand in two groups of 64 columns, whose h is the same; those of a group take two tiles
-// of rows each in turn.
+// As few_down_kernel, with h as core_hidden_kernel leaves it. Grid (tiles of kCoreCols columns, splits of
+// the tiles of rows). The warps stand in two groups of 64 columns, whose h is the same; those of a group take
+// two tiles of rows each in turn.
 constexpr int kCoreCols = 128, kCoreGroup = kCoreWarps / 2;
 template <int kCols, bool kAtomic>
 __global__ void __launch_bounds__(kCoreThreads, 1)

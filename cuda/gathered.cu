@@ -62,7 +62,8 @@ void few_on_cores(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
   const int64_t own = f.gate_w ? kOwn<2, kCols> : kOwn<1, kCols>;
   launch(hidden_kernel, static_cast<unsigned>(pieces(tiles, own)), kCoreThreads, 0, c.stream, h,
          active, total, f);
-  if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(float), c.stream), "clearing out");
+  if (kAtomic)
+    check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(float), c.stream), "clearing out");
   const dim3 grid(static_cast<unsigned>(wide), static_cast<unsigned>(splits));
   launch(core_down_kernel<kCols, kAtomic>, grid, kCoreThreads, 0, c.stream, kAtomic ? out : part, h,
          active, total, f);

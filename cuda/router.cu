@@ -32,7 +32,7 @@ __global__ void route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t
   if (lane_of_thread() == 0) count[e] = open;
 }
 
-// The same on tensor cores: a tile of 16 experts a block. The last one reaches back, and writes what is its own.
+// The same on tensor cores: 16 experts a block. The last one reaches back, and writes what is its own.
 template <int kCols>
 __global__ void __launch_bounds__(kCoreThreads, 1)
     core_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, const float* x,

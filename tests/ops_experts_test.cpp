@@ -200,9 +200,9 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
   }
 }
 
-// Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats. On tensor
-// cores, which take many tokens, x is rounded too, here beforehand, and h: each term of out by at most 2^-9 of
-// it, and their errors add up as the terms do.
+// Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats. Of more
+// than 16 tokens x is rounded too, here beforehand, and h: each term of out by at most 2^-9 of it, and their
+// errors add up as the terms do.
 TEST_P(ExpertsTest, GatheredWithMatricesOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {
@@ -374,8 +374,8 @@ TEST_P(ExpertsTest, RouteLinearIsFiveOperations) {
         be.ops.gate(*be.ctx, open, scores, Rule::threshold, 0.5);
         be.ops.route(*be.ctx, index5, count5, open);
         be.finish();
-        // Products of more than 8 rows by weights of bf16 round x to bf16 first.
-        const double rounded = half && N > 8 ? 0.02 : 0;
+        // Products of many rows, or of shapes that tensor cores do not take as they are, round x to bf16.
+        const double rounded = half && N > 8 && (E < 16 || D % 32 != 0) ? 0.02 : 0;
         expect_close(scores, z, tol(D, 3) + rounded, "scores");
         expect_same_bits(gates, open, "gates");
         expect_same_bits(index, index5, "lists");

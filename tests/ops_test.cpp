@@ -135,7 +135,8 @@ TEST_P(OpsTest, GemmWithWeightsOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {
     int64_t m, k;
-  } const shapes[] = {{1, 1}, {17, 5}, {9, 8}, {33, 264}, {40, 67}, {9, 32}, {16, 32}, {65, 96}, {47, 2144}};
+  } const shapes[] = {{1, 1},  {17, 5},  {9, 8},   {33, 264}, {40, 67},
+                      {9, 32}, {16, 32}, {65, 96}, {47, 2144}};
   for (int64_t n : {1, 2, 3, 8, 9, 16, 17}) {
     for (const auto [m, k] : shapes) {
       for (int flags = 0; flags < 4; ++flags) {
@@ -160,6 +161,19 @@ TEST_P(OpsTest, GemmWithWeightsOfBf16) {
         s.blocks.clear();
       }
     }
+  }
+}
+
+TEST_P(OpsTest, GemmOfWhatIsNotFiniteByWeightsOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  const int64_t m = 33, k = 64;
+  for (int64_t n : {1, 2, 9, 16}) {
+    const Tensor x = normal({n, k}), w = normal({m, k}), half = s.half(w), out = blank({n, m});
+    put(x, 5, INFINITY);
+    if (n > 1) put(x, k + 7, NAN);
+    run({out}, [&](const Ops& o, Ctx& c) { o.gemm(c, out, x, false, half, true); });
+    for (int64_t i = 0; i < n * m; ++i) EXPECT_EQ(std::isfinite(at(out, i)), i >= 2 * m) << i;
+    s.blocks.clear();
   }
 }
 
