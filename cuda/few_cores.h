@@ -55,6 +55,7 @@ __device__ __forceinline__ void add_steps(float (&sum)[kTiles][kCols][4],
       }
     }
   }
+  __syncwarp();  // or compilers ask for the last ones when the first are used
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
