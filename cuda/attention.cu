@@ -191,7 +191,7 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
     if constexpr (kCores && std::is_same_v<T, float>) {
       if (s.C <= kMostCoreColumns) {
         with_core_width(s.C, [&]<int kC>() {
-          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreThreads,
+          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreForwardThreads,
                  core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out), ptr<T>(log_sums), in,
                  s.C % Pack<bf16>::kSize == 0);
         });

@@ -9,7 +9,7 @@
 namespace lte {
 
 constexpr int kCoreTile = 64;                           // queries or keys
-constexpr int kCoreThreads = 128, kCoreBackThreads = 256;
+constexpr int kCoreForwardThreads = 128, kCoreBackThreads = 256;
 constexpr float kLog2E = 1.4426950408889634f;           // exp(x) = 2^(x kLog2E)
 template <int kC>
 constexpr int kCoreStride = kC + kPad<bf16>;

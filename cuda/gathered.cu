@@ -1,6 +1,6 @@
 // The gathered feed-forward layer and sparse inputs: only what is selected is read. Nothing is read
 // back: grids are for the worst case, counts are read on the device.
-#include "gathered.h"
+#include "few_cores.h"
 
 namespace lte {
 namespace {
@@ -21,6 +21,8 @@ void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
 
 // active[0 .. total) = the experts that some token selects, ascending. One block.
 __global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* count, int64_t E) {
+  let_next_begin();
+  await_inputs();
   int base = 0;
   for (int64_t from = 0; from < E; from += blockDim.x) {
     const int64_t e = from + threadIdx.x;
@@ -45,7 +47,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   T* part = h + hidden;
   auto* active = reinterpret_cast<int32_t*>(part + parts);
   int32_t* total = active + f.E;
-  launch(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  launch_early(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
   launch(few_hidden_kernel<kTokens, T, W>, static_cast<unsigned>(pieces(f.E * f.G, 4)), 128, 0,
          c.stream, h, active, total, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(T), c.stream), "clearing out");
@@ -53,6 +55,32 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   const auto down = f.vector ? few_down_kernel<kTokens, kPack, kAtomic, T, W>
                              : few_down_kernel<kTokens, 1, kAtomic, T, W>;
   launch(down, grid, kDownWarps * kWarp, 0, c.stream, kAtomic ? out : part, h, active, total, f);
+  if (kAtomic) return;
+  join_parts<false>(c, out, part, f.N * f.D, splits);
+}
+
+// As few_tokens, on tensor cores.
+template <int kCols, bool kAtomic>
+void few_on_cores(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
+  CudaCtx& c = cuda(ctx);
+  const int64_t tiles = f.E * f.G / kCoreRows, wide = pieces(f.D, kCoreCols);
+  const int64_t splits =
+      std::clamp<int64_t>(kCoreBlocks / wide, 1, std::max<int64_t>(1, tiles / kCoreGroup));
+  const int64_t hidden = f.E * f.G * kCoreTokens<kCols>, parts = kAtomic ? 0 : splits * f.N * f.D;
+  float* h = c.workspace<float>(hidden + parts + f.E + 1);
+  float* part = h + hidden;
+  auto* active = reinterpret_cast<int32_t*>(part + parts);
+  int32_t* total = active + f.E;
+  launch_early(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  const auto hidden_kernel = f.gate_w ? core_hidden_kernel<2, kCols> : core_hidden_kernel<1, kCols>;
+  const int64_t own = f.gate_w ? kOwn<2, kCols> : kOwn<1, kCols>;
+  launch_early(hidden_kernel, static_cast<unsigned>(pieces(tiles, own)), kCoreThreads, 0, c.stream,
+               h, active, total, f);
+  if (kAtomic)
+    check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(float), c.stream), "clearing out");
+  const dim3 grid(static_cast<unsigned>(wide), static_cast<unsigned>(splits));
+  launch_early(core_down_kernel<kCols, kAtomic>, grid, kCoreThreads, 0, c.stream,
+               kAtomic ? out : part, h, active, total, f);
   if (kAtomic) return;
   join_parts<false>(c, out, part, f.N * f.D, splits);
 }
@@ -95,6 +123,12 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
                            .E = gates.cols(),
                            .G = down.rows() / gates.cols(),
                            .vector = vector};
+    if constexpr (sizeof(W) == 2) {
+      if (f.vector && fits_cores(f.N, f.D) && f.G % kCoreRows == 0) {
+        return f.N <= 8 ? few_on_cores<1, kAtomic>(ctx, ptr<T>(out), f)
+                        : few_on_cores<2, kAtomic>(ctx, ptr<T>(out), f);
+      }
+    }
     if (f.N == 1) return one_token<kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= kFewTokens) return few_tokens<kFewTokens, kAtomic>(ctx, ptr<T>(out), f);

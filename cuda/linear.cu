@@ -1,7 +1,7 @@
 // Linear algebra: cuBLAS for matrix products, own kernels where weights are bf16 and tokens few, for
 // biases and for sums.
 #include "columns.h"
-#include "rows.h"
+#include "few_cores.h"
 
 namespace lte {
 namespace {
@@ -79,16 +79,21 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   CudaCtx& c = cuda(ctx);
   LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+  const bool by_rows = p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T;
   if (p.rows == 1 && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_N) {
-    const bool vector = p.cols % Pack<bf16>::kSize == 0 && aligned(b.data);
-    const int64_t splits = column_splits(p.inner, p.cols, vector ? Pack<bf16>::kSize : 1);
+    const bool wide = p.cols % Pack<bf16>::kSize == 0 && aligned(b.data);
+    const int64_t splits = column_splits(p.inner, p.cols, wide ? Pack<bf16>::kSize : 1);
     float* parts = c.workspace<float>(splits * p.cols);
     column_sums<false>(c, parts, ptr<float>(a), ptr<bf16>(b), AllRows{p.inner}, p.cols, splits,
-                       vector);
+                       wide);
     return join_parts<kAdd>(c, ptr<float>(out), parts, p.cols, splits);
   }
-  if (p.rows <= kFewRows && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
-    const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+  if (by_rows && vector && fits_cores(p.rows, p.inner) && p.cols >= kCoreRows) {
+    return core_rows<kAdd>(ctx, ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols,
+                           p.inner);
+  }
+  if (by_rows && p.rows <= kFewRows) {
     const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>
                                     : few_rows_kernel<kFewRows, kAdd, float, bf16>;
     launch_early(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),

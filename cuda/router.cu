@@ -1,5 +1,5 @@
 // A linear router for few tokens in one launch: product, sigmoid, threshold and lists.
-#include "rows.h"
+#include "few_cores.h"
 
 namespace lte {
 namespace {
@@ -35,6 +35,35 @@ __global__ void __launch_bounds__(kRouterWarps* kWarp, 4) route_linear_kernel(T*
   if (lane_of_thread() == 0) count[e] = open;
 }
 
+// The same on tensor cores: 16 experts a block. The last one reaches back, and writes what is its own.
+template <int kCols>
+__global__ void __launch_bounds__(kCoreThreads, 1)
+    core_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, const float* x,
+                      const bf16* w, const float* b, int N, int64_t D, int64_t E, float cut) {
+  LTE_SHARED(bool, open[kCoreRows][kCoreTokens<kCols>]);
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kCoreRows;
+  const int64_t first = own + kCoreRows < E ? own : E - kCoreRows;
+  CoreBlock<1, kCols, 1> block;
+  block.add({w + first * D}, x, N, D);
+  float z = block.total(0);
+  const int n = thread_rank() / kCoreRows, r = block.row();
+  const int64_t e = first + r;
+  if (n < N) {
+    if (b) z += b[e];
+    const float score = 1.0f / (1.0f + exp_of(-z));
+    const bool yes = score > cut;
+    if (e >= own) scores[n * E + e] = score, gates[n * E + e] = yes ? 1.0f : 0.0f;
+    open[r][n] = yes;
+  }
+  __syncthreads();
+  if (n > 0 || e < own) return;
+  int all = 0;
+  for (int i = 0; i < N; ++i) {
+    if (open[r][i]) index[e * N + all++] = i;
+  }
+  count[e] = all;
+}
+
 bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, Tensor b,
                   double cut) {
   const int64_t N = x.rows(), D = x.cols(), E = w.rows();
@@ -45,6 +74,15 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
       return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
     };
     const bool vector = D % Pack<W>::kSize == 0 && aligned(x) && aligned(w);
+    if constexpr (sizeof(W) == 2) {
+      if (vector && fits_cores(N, D) && E >= kCoreRows) {
+        launch(N <= 8 ? core_route_kernel<1> : core_route_kernel<2>,
+               static_cast<unsigned>(pieces(E, kCoreRows)), kCoreThreads, 0, cuda(ctx).stream,
+               ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index), ptr<int32_t>(out.count),
+               ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D, E, static_cast<T>(cut));
+        return;
+      }
+    }
     const auto kernel = N == 1   ? route_linear_kernel<1, T, W>
                         : N <= 4 ? route_linear_kernel<4, T, W>
                                  : route_linear_kernel<kRouterTokens, T, W>;

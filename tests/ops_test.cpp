@@ -139,20 +139,23 @@ TEST_P(OpsTest, Gemm) {
 }
 
 // Weights of bf16: a few rows of x are multiplied as they are, by the backends that do so many rows are
-// rounded to bf16 first.
+// rounded to bf16 first. On tensor cores 2 to 16 rows of whole steps are, by 16 rows of weights or more.
 TEST_P(OpsTest, GemmWithWeightsOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {
     int64_t m, k;
-  } const shapes[] = {{1, 1}, {17, 5}, {9, 8}, {33, 264}, {40, 67}, {264, 301}};
-  for (int64_t n : {1, 2, 8, 9, 17}) {
+  } const shapes[] = {{1, 1},  {17, 5},  {9, 8},   {33, 264}, {40, 67}, {264, 301},
+                      {9, 32}, {16, 32}, {65, 96}, {47, 2144}};
+  for (int64_t n : {1, 2, 3, 8, 9, 16, 17}) {
     for (const auto [m, k] : shapes) {
       for (int flags = 0; flags < 4; ++flags) {
         const bool tb = flags & 1, add = flags & 2;
         SCOPED_TRACE(fmt::format("{}x{}x{} tb {} add {}", n, m, k, tb, add));
         const Tensor a = normal({n, k}), b = tb ? normal({m, k}) : normal({k, m});
         const Tensor out = add ? normal({n, m}) : blank({n, m}), half = s.half(b);
-        const bool rounds = std::string_view(spec).starts_with("cuda") && (tb ? n > 8 : n > 1);
+        const bool cores = n <= 16 && m >= 16 && k % 32 == 0;
+        const bool rounds =
+            std::string_view(spec).starts_with("cuda") && (tb ? n > 8 && !cores : n > 1);
         Values want(static_cast<size_t>(n * m));
         for (int64_t i = 0; i < n * m; ++i) {
           double& sum = want[static_cast<size_t>(i)] = add ? at(out, i) : 0;
@@ -167,6 +170,19 @@ TEST_P(OpsTest, GemmWithWeightsOfBf16) {
         s.blocks.clear();
       }
     }
+  }
+}
+
+TEST_P(OpsTest, GemmOfWhatIsNotFiniteByWeightsOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  const int64_t m = 33, k = 64;
+  for (int64_t n : {1, 2, 9, 16}) {
+    const Tensor x = normal({n, k}), w = normal({m, k}), half = s.half(w), out = blank({n, m});
+    put(x, 5, INFINITY);
+    if (n > 1) put(x, k + 7, NAN);
+    run({out}, [&](const Ops& o, Ctx& c) { o.gemm(c, out, x, false, half, true); });
+    for (int64_t i = 0; i < n * m; ++i) EXPECT_EQ(std::isfinite(at(out, i)), i >= 2 * m) << i;
+    s.blocks.clear();
   }
 }
 

@@ -20,6 +20,14 @@ inline unsigned __brev(unsigned x) {
   for (int i = 0; i < 32; ++i) y |= (x >> i & 1) << (31 - i);
   return y;
 }
+// Byte i of the result is byte (s >> 4 i) & 7 of y:x. The selectors' fourth bits are none here.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+  const unsigned long long both = static_cast<unsigned long long>(y) << 32 | x;
+  unsigned z = 0;
+  for (int i = 0; i < 4; ++i)
+    z |= static_cast<unsigned>(both >> (s >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return z;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<unsigned long long>(a) * b) >> 32);
 }

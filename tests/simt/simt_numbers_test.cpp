@@ -162,5 +162,13 @@ TEST(SimtNumbers, SixteenBytesAtATime) {
   }
 }
 
+TEST(SimtNumbers, BytePermute) {
+  const unsigned x = 0x33221100u, y = 0x77665544u;
+  EXPECT_EQ(__byte_perm(x, y, 0x3210), x);
+  EXPECT_EQ(__byte_perm(x, y, 0x7654), y);
+  EXPECT_EQ(__byte_perm(x, y, 0x5410), 0x55441100u);
+  EXPECT_EQ(__byte_perm(x, y, 0x7632), 0x77663322u);
+}
+
 }  // namespace
 }  // namespace lte
