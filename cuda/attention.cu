@@ -233,6 +233,21 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
   });
 }
 
+void core_backward(Ctx& ctx, AttentionBack<float> f, Chunk chunk, HeadShape s) {
+  CudaCtx& c = cuda(ctx);
+  with_core_width(s.C, [&]<int kC>() {
+    const int64_t N = chunk.B * chunk.T, q = N * s.H * kC, k = N * s.K * kC;
+    auto* rows = c.workspace<bf16>(2 * (q + k) + 2 * N * s.H);
+    f.delta = reinterpret_cast<float*>(rows + 2 * (q + k));
+    const CoreBack back{.f = f, .q = rows, .d = rows + q, .k = rows + 2 * q, .v = rows + 2 * q + k};
+    each(ctx, N * (s.H + s.K) * kC / Pack<bf16>::kSize, RoundRows<kC>{back});
+    launch(attention_core_dq_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreBackThreads,
+           core_shared(kC, 6, 1, 4), c.stream, back);
+    launch(attention_core_dkv_kernel<kC>, attention_grid(chunk, s.K, kCoreTile), kCoreBackThreads,
+           core_shared(kC, 6, 2, 4), c.stream, back);
+  });
+}
+
 template <bool kCores, class T>
 void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
                      Tensor log_sums, Chunk chunk, HeadShape s) {
@@ -243,16 +258,7 @@ void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, T
                            .delta = c.workspace<T>(log_sums.size()),
                            .dqkv = ptr<T>(dqkv)};
   if constexpr (kCores && std::is_same_v<T, float>) {
-    if (s.C <= kMostCoreColumns) {
-      with_core_width(s.C, [&]<int kC>() {
-        const bool wide = s.C % Pack<bf16>::kSize == 0;
-        launch(attention_core_dq_kernel<kC>, attention_grid(chunk, s.H, kCoreTile),
-               kCoreBackThreads, core_shared(kC, 4, 1, 4), c.stream, f, wide);
-        launch(attention_core_dkv_kernel<kC>, attention_grid(chunk, s.K, kCoreTile),
-               kCoreBackThreads, core_shared(kC, 4, 2, 2), c.stream, f, wide);
-      });
-      return;
-    }
+    if (s.C <= kMostCoreColumns) return core_backward(ctx, f, chunk, s);
   }
   const auto shared = [&](int sums) {
     return static_cast<size_t>(back_shared<T>(f.in.C, sums)) * sizeof(T);
