@@ -44,9 +44,9 @@ void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double thet
     const dim3 grid(static_cast<unsigned>(chunk.B * chunk.T),
                     static_cast<unsigned>(pieces(heads, kRopeHeads)));
     launch_early(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
-           static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
-           static_cast<int>(heads), static_cast<int>(half), chunk.T, Position(chunk), theta,
-           inverse);
+                 static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
+                 static_cast<int>(heads), static_cast<int>(half), chunk.T, Position(chunk), theta,
+                 inverse);
   });
 }
 
@@ -191,9 +191,9 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
     if constexpr (kCores && std::is_same_v<T, float>) {
       if (s.C <= kMostCoreColumns) {
         with_core_width(s.C, [&]<int kC>() {
-          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreForwardThreads,
-                 core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out), ptr<T>(log_sums), in,
-                 s.C % Pack<bf16>::kSize == 0);
+          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile),
+                 kCoreForwardThreads, core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out),
+                 ptr<T>(log_sums), in, s.C % Pack<bf16>::kSize == 0);
         });
         return;
       }
@@ -218,7 +218,8 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
                cuda(ctx).stream, ptr<T>(out), parts, in, grain);
   if (count == 1) return;
   launch_early(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
-         cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count), static_cast<int>(s.C));
+               cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count),
+               static_cast<int>(s.C));
 }
 
 template <bool kCores>

@@ -8,15 +8,18 @@
 
 namespace lte {
 
-constexpr int kCoreTile = 64;                           // queries or keys
+constexpr int kCoreTile = 64;  // queries or keys
 constexpr int kCoreForwardThreads = 128, kCoreBackThreads = 256;
-constexpr float kLog2E = 1.4426950408889634f;           // exp(x) = 2^(x kLog2E)
+constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
 template <int kC>
 constexpr int kCoreStride = kC + kPad<bf16>;
-constexpr int kCoreScores = kCoreTile + kPad<bf16>;     // the stride of a tile of scores
+constexpr int kCoreScores = kCoreTile + kPad<bf16>;  // the stride of a tile of scores
 
 inline size_t core_shared(int kC, int tiles, int scores, int columns) {
-  return (static_cast<size_t>(tiles) * kCoreTile * (kC + kPad<bf16>) + static_cast<size_t>(scores) * kCoreTile * kCoreScores) * sizeof(bf16) + static_cast<size_t>(columns) * kCoreTile * sizeof(float);
+  return (static_cast<size_t>(tiles) * kCoreTile * (kC + kPad<bf16>)+static_cast<size_t>(scores) *
+          kCoreTile * kCoreScores) *
+             sizeof(bf16) +
+         static_cast<size_t>(columns) * kCoreTile * sizeof(float);
 }
 
 __device__ __forceinline__ uint32_t as_pair(float low, float high) {
@@ -24,7 +27,8 @@ __device__ __forceinline__ uint32_t as_pair(float low, float high) {
          static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
 }
 // Two tiles of 16 columns of sums, as factors of the next product: what lane l holds of D is what it needs of A.
-__device__ __forceinline__ void as_factor(uint32_t (&a)[1][4], const float (&left)[4], const float (&right)[4]) {
+__device__ __forceinline__ void as_factor(uint32_t (&a)[1][4], const float (&left)[4],
+                                          const float (&right)[4]) {
   a[0][0] = as_pair(left[0], left[1]), a[0][1] = as_pair(left[2], left[3]);
   a[0][2] = as_pair(right[0], right[1]), a[0][3] = as_pair(right[2], right[3]);
 }
@@ -42,14 +46,16 @@ __device__ __forceinline__ float quad_max(float x) {
 // kCoreTile queries of one head against all keys that they see: four warps with 16 queries each. Grid (tiles of
 // queries, H, B); the last tiles, which see most, begin first. C <= kC. log_sums[B,H,T] may be null.
 template <int kC>
-__global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<float> in, bool wide) {
+__global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<float> in,
+                                      bool wide) {
   constexpr int kStride = kCoreStride<kC>;
   bf16 *q = dynamic_shared<bf16>(), *k = q + kCoreTile * kStride, *v = k + kCoreTile * kStride;
   const int h = static_cast<int>(blockIdx.y), row0 = warp_of_thread() * 16;
   const int64_t b = blockIdx.z, first = (gridDim.x - 1 - blockIdx.x) * int64_t{kCoreTile};
   const float* keys = in.k + in.cache(b, h);
   const float* values = in.v + in.cache(b, h);
-  stage<bf16, kC>(q, kCoreTile, in.C, wide, [&](int r) { return first + r < in.T_ ? in.query(b, h, first + r) : nullptr; });
+  stage<bf16, kC>(q, kCoreTile, in.C, wide,
+                  [&](int r) { return first + r < in.T_ ? in.query(b, h, first + r) : nullptr; });
   const int64_t begin = in.pos + first;  // the first query's own key
   const int64_t reach = begin + (in.T_ - first < kCoreTile ? in.T_ - first : kCoreTile);
   const float scale = in.scale * kLog2E;
@@ -57,8 +63,10 @@ __global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<f
   float top[2] = {kLowest<float>, kLowest<float>}, sum[2] = {};
   for (int64_t from = 0; from < reach; from += kCoreTile) {
     __syncthreads();
-    stage<bf16, kC>(k, kCoreTile, in.C, wide, [&](int r) { return from + r < reach ? keys + (from + r) * in.C : nullptr; });
-    stage<bf16, kC>(v, kCoreTile, in.C, wide, [&](int r) { return from + r < reach ? values + (from + r) * in.C : nullptr; });
+    stage<bf16, kC>(k, kCoreTile, in.C, wide,
+                    [&](int r) { return from + r < reach ? keys + (from + r) * in.C : nullptr; });
+    stage<bf16, kC>(v, kCoreTile, in.C, wide,
+                    [&](int r) { return from + r < reach ? values + (from + r) * in.C : nullptr; });
     __syncthreads();
     float s[1][kCoreTile / 8][4] = {};
 #pragma unroll
@@ -72,14 +80,16 @@ __global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<f
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& x = s[0][n][i];
-        x = edge && from + sum_col(n, i) > begin + row0 + sum_row(0, i) ? kLowest<float> : x * scale;
+        x = edge && from + sum_col(n, i) > begin + row0 + sum_row(0, i) ? kLowest<float>
+                                                                        : x * scale;
         most[i / 2] = fmaxf(most[i / 2], x);
       }
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       most[i] = quad_max(most[i]);
-      const float shrink = exp2f(top[i] - most[i]);  // every row sees the first key: most is a number
+      const float shrink =
+          exp2f(top[i] - most[i]);  // every row sees the first key: most is a number
       top[i] = most[i], sum[i] *= shrink;
 #pragma unroll
       for (int n = 0; n < kC / 8; ++n) o[0][n][2 * i] *= shrink, o[0][n][2 * i + 1] *= shrink;
@@ -101,7 +111,8 @@ __global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<f
     const float all = quad_sum(sum[i]);
     const int64_t t = first + row0 + sum_row(0, 2 * i);
     if (t >= in.T_) continue;
-    if (log_sums && lane_of_thread() % 4 == 0) log_sums[(b * in.H + h) * in.T_ + t] = (top[i] + log2f(all)) / kLog2E;
+    if (log_sums && lane_of_thread() % 4 == 0)
+      log_sums[(b * in.H + h) * in.T_ + t] = (top[i] + log2f(all)) / kLog2E;
     float* to = out + ((b * in.T_ + t) * in.H + h) * in.C;
 #pragma unroll
     for (int n = 0; n < kC / 8; ++n) {
@@ -121,7 +132,9 @@ struct CoreBack {
   AttentionBack<float> f;
   bf16 *q, *d, *k, *v;
 
-  __device__ int64_t row(int64_t b, int heads, int h, int64_t t) const { return (b * heads + h) * f.in.T_ + t; }
+  __device__ int64_t row(int64_t b, int heads, int h, int64_t t) const {
+    return (b * heads + h) * f.in.T_ + t;
+  }
 };
 template <int kC>
 struct RoundRows {
@@ -129,11 +142,13 @@ struct RoundRows {
   __device__ void operator()(int64_t i) const {  // i over [B,T,H + K,kC / 8]
     constexpr int kPieces = kC / Pack<bf16>::kSize;
     const AttentionIn<float>& in = to.f.in;
-    const int c = static_cast<int>(i % kPieces) * Pack<bf16>::kSize, head = static_cast<int>(i / kPieces % (in.H + in.K));
+    const int c = static_cast<int>(i % kPieces) * Pack<bf16>::kSize,
+              head = static_cast<int>(i / kPieces % (in.H + in.K));
     const int64_t n = i / kPieces / (in.H + in.K), b = n / in.T_, t = n % in.T_;
     const auto copy = [&](bf16* out, const float* x) {
       Pack<bf16> pack;
-      for (int j = 0; j < Pack<bf16>::kSize; ++j) pack.at[j] = from_float<bf16>(c + j < in.C ? x[c + j] : 0.0f);
+      for (int j = 0; j < Pack<bf16>::kSize; ++j)
+        pack.at[j] = from_float<bf16>(c + j < in.C ? x[c + j] : 0.0f);
       store16(out + c, pack);
     };
     if (head < in.H) {
@@ -154,8 +169,9 @@ template <int kC>
 struct CoreProbs {
   float p[1][4][4] = {}, dp[1][4][4] = {};
 
-  __device__ __forceinline__ CoreProbs(const bf16* q, const bf16* d, const bf16* k, const bf16* v, const float* log_sums,
-                                       const AttentionIn<float>& in, int64_t t0, int64_t j0) {
+  __device__ __forceinline__ CoreProbs(const bf16* q, const bf16* d, const bf16* k, const bf16* v,
+                                       const float* log_sums, const AttentionIn<float>& in,
+                                       int64_t t0, int64_t j0) {
     constexpr int kStride = kCoreStride<kC>;
     const int row = row0() * kStride, col = col0() * kStride;
 #pragma unroll
@@ -203,8 +219,8 @@ struct CoreSums {
 #pragma unroll
     for (int j = 0; j < kCoreTile; j += kDepth<bf16>) {
       add_product<!kTurned, false>(
-          sum, kTurned ? scores + j * kCoreScores + row0() : scores + row0() * kCoreScores + j, kCoreScores,
-          x + j * kCoreStride<kC> + col0(), kCoreStride<kC>);
+          sum, kTurned ? scores + j * kCoreScores + row0() : scores + row0() * kCoreScores + j,
+          kCoreScores, x + j * kCoreStride<kC> + col0(), kCoreStride<kC>);
     }
   }
   // f(row, column, value)
@@ -222,7 +238,8 @@ struct CoreSums {
 
 // Asks for kCoreTile rows from row `first` of T_ on, those of `rows`[T_, kC]; zeros beyond the last.
 template <int kC>
-__device__ __forceinline__ void ask_for_tile(bf16* to, const bf16* rows, int64_t first, int64_t T_) {
+__device__ __forceinline__ void ask_for_tile(bf16* to, const bf16* rows, int64_t first,
+                                             int64_t T_) {
   stage<bf16, kC>(to, kCoreTile, kC, true,
                   [&](int r) { return first + r < T_ ? rows + (first + r) * kC : nullptr; });
 }
@@ -234,7 +251,8 @@ __global__ void __launch_bounds__(kCoreBackThreads) attention_core_dq_kernel(Cor
   constexpr int kSize = kCoreTile * kCoreStride<kC>;
   const AttentionBack<float>& f = back.f;
   const AttentionIn<float>& in = f.in;
-  bf16 *q = dynamic_shared<bf16>(), *d = q + kSize, *kv = d + kSize, *ds = kv + 4 * kSize;  // kv[2, k and v]
+  bf16 *q = dynamic_shared<bf16>(), *d = q + kSize, *kv = d + kSize,
+       *ds = kv + 4 * kSize;  // kv[2, k and v]
   auto* log_sums = reinterpret_cast<float*>(ds + kCoreTile * kCoreScores);
   float *delta = log_sums + kCoreTile, *half = delta + kCoreTile;  // half[2, kCoreTile]
   const int h = static_cast<int>(blockIdx.y), g = h * in.K / in.H, thread = thread_rank();
@@ -295,7 +313,8 @@ __global__ void __launch_bounds__(kCoreBackThreads) attention_core_dkv_kernel(Co
   constexpr int kSize = kCoreTile * kCoreStride<kC>;
   const AttentionBack<float>& f = back.f;
   const AttentionIn<float>& in = f.in;
-  bf16 *k = dynamic_shared<bf16>(), *v = k + kSize, *qd = v + kSize, *ps = qd + 4 * kSize;  // qd[2, q and d]
+  bf16 *k = dynamic_shared<bf16>(), *v = k + kSize, *qd = v + kSize,
+       *ps = qd + 4 * kSize;  // qd[2, q and d]
   bf16* ds = ps + kCoreTile * kCoreScores;
   auto* sums = reinterpret_cast<float*>(ds + kCoreTile * kCoreScores);  // [2, log_sums and delta]
   const int g = static_cast<int>(blockIdx.y), group = in.H / in.K, thread = thread_rank();

@@ -87,14 +87,16 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   const RowRange range = row_range(rows);
   const int begin = range.begin, end = range.end;
   for (int i = begin + warp * kFlight; i < begin + (warp + 1) * kFlight; ++i) {
-    if (lane % 8 == 0 && d < D && i < end) prefetch_l2(w + static_cast<int64_t>(range.at(i)) * D + d);
+    if (lane % 8 == 0 && d < D && i < end)
+      prefetch_l2(w + static_cast<int64_t>(range.at(i)) * D + d);
   }
   await_inputs();
   T sum[kPack] = {};
   for (int from = begin; from < end; from += kStage) {
     const int count = end - from < kStage ? end - from : kStage;
     __syncthreads();
-    if (thread < kStage) {  // beyond the last row stands that row, times 0: no branch, that loads go out together
+    if (thread <
+        kStage) {  // beyond the last row stands that row, times 0: no branch, that loads go out together
       const int r = range.at(from + (thread < count ? thread : count - 1));
       row[thread] = r, value[thread] = thread < count ? h[r] : T(0);
     }

@@ -10,8 +10,9 @@ namespace {
 constexpr int64_t kFewRows = 8;
 
 template <int kRows, bool kAdd, class T, class W>
-__global__ void __launch_bounds__(256, 4) few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols,
-                                int64_t inner, bool vector) {
+__global__ void __launch_bounds__(256, 4)
+    few_rows_kernel(T* out, const T* x, const W* w, int rows, int64_t cols, int64_t inner,
+                    bool vector) {
   const int64_t m = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
   let_next_begin();
   if (m < cols) prefetch_row(w + m * inner, inner);
@@ -96,8 +97,8 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   if (by_rows && p.rows <= kFewRows) {
     const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>
                                     : few_rows_kernel<kFewRows, kAdd, float, bf16>;
-    launch_early(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream, ptr<float>(out),
-           ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
+    launch_early(kernel, static_cast<unsigned>(pieces(p.cols, 8)), 256, 0, c.stream,
+                 ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols, p.inner, vector);
     return;
   }
   bf16* x = c.workspace<bf16>(a.size());

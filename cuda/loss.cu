@@ -34,8 +34,9 @@ __device__ SoftmaxOf<T> softmax_of(const T* z, int64_t V) {
 
 // A block walks over rows: so few are under way that the second reading of one finds it in the L2 cache.
 template <class T>
-__global__ void __launch_bounds__(1024) cross_entropy_kernel(T* loss, T* dlogits, const T* logits, const int32_t* targets,
-                                     int64_t N, int64_t V, T scale) {
+__global__ void __launch_bounds__(1024)
+    cross_entropy_kernel(T* loss, T* dlogits, const T* logits, const int32_t* targets, int64_t N,
+                         int64_t V, T scale) {
   const int64_t step = blockDim.x;
   for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
     const int32_t target = targets[n];

@@ -32,7 +32,8 @@ __global__ void norm_kernel(Norm<T, W> f) {
     if (f.more && d < D) f.sum[row + d] = kept[i] += f.more[row + d];
   }
   if (f.more) {
-    for (int d = thread + kKept * threads; d < D; d += threads) f.sum[row + d] = in[d] + f.more[row + d];
+    for (int d = thread + kKept * threads; d < D; d += threads)
+      f.sum[row + d] = in[d] + f.more[row + d];
     in = f.sum + row;
   }
   // use(d, number d of the row) for the thread's own

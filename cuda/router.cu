@@ -8,9 +8,9 @@ constexpr int kRouterTokens = 16, kRouterWarps = 4;
 
 // A warp an expert, which reads the expert's row of w once.
 template <int kTokens, class T, class W>
-__global__ void __launch_bounds__(kRouterWarps* kWarp, 4) route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t* count, const T* x,
-                                    const W* w, const T* b, int N, int64_t D, int64_t E, T cut,
-                                    bool vector) {
+__global__ void __launch_bounds__(kRouterWarps* kWarp, 4)
+    route_linear_kernel(T* scores, T* gates, int32_t* index, int32_t* count, const T* x, const W* w,
+                        const T* b, int N, int64_t D, int64_t E, T cut, bool vector) {
   const int64_t e = thread_in_grid() / kWarp;
   let_next_begin();
   if (e < E) prefetch_row(w + e * D, D);
@@ -88,8 +88,8 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
                                  : route_linear_kernel<kRouterTokens, T, W>;
     launch_early(kernel, static_cast<unsigned>(pieces(E, kRouterWarps)), kRouterWarps * kWarp, 0,
                  cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index),
-           ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D, E,
-           static_cast<T>(cut), vector);
+                 ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D,
+                 E, static_cast<T>(cut), vector);
   });
   return true;
 }

@@ -48,7 +48,8 @@ __device__ __forceinline__ void row_products(T (&sum)[kRows][kTokens], const W* 
             for (int i = 0; i < kX; ++i) {
               const T value = inside ? in.at[i] : T(0);
 #pragma unroll
-              for (int r = 0; r < kRows; ++r) sum[r][n] += to_float(w[u][r].at[part * kX + i]) * value;
+              for (int r = 0; r < kRows; ++r)
+                sum[r][n] += to_float(w[u][r].at[part * kX + i]) * value;
             }
           }
         }

@@ -200,6 +200,70 @@ TEST_P(ExpertsTest, GatheredAgainstMaskedAndPoisoned) {
   }
 }
 
+// Matrices of bf16 and few tokens, the second of which has no expert: as with the same numbers as floats;
+// what nobody selects is not read; a token that is not a number spoils its own row alone.
+TEST_P(ExpertsTest, GatheredOfFewTokensByMatricesOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  struct {
+    int64_t D, E, G;
+  } const shapes[] = {{32, 7, 16}, {96, 4, 32}, {40, 3, 8}};
+  for (int64_t N : {2, 8, 9, 16}) {
+    for (const auto& shape : shapes) {
+      for (int kind = 0; kind < 4; ++kind) {  // h known; act(x Wg) known; gated; with a bias
+        const int64_t D = shape.D, E = shape.E, G = shape.G, F = E * G;
+        SCOPED_TRACE(fmt::format("N {} D {} E {} G {} kind {}", N, D, E, G, kind));
+        const double std = 1 / std::sqrt(static_cast<double>(D));
+        const Tensor x = normal({N, D}), down = normal({F, D}, 0.5), hdown = s.half(down);
+        const Tensor up = kind > 0 ? normal({F, D}, std) : Tensor{};
+        const Tensor gate_w = kind == 2 ? normal({F, D}, std) : Tensor{};
+        const Tensor hup = up ? s.half(up) : Tensor{}, hgate = gate_w ? s.half(gate_w) : Tensor{};
+        const Tensor bias = kind == 3 ? normal({F}) : Tensor{};
+        const Tensor known = kind < 2 ? normal({N, F}) : Tensor{};
+        const Tensor gates = make_gates(Open::random, N, E), out = blank({N, D}),
+                     want = blank({N, D});
+        const Tensor index = s.blank(DType::i32, {E, N}), count = s.blank(DType::i32, {E});
+        for (int64_t i = 0; i < N * E; ++i) {
+          const bool closed = i / E == 1 || i % E == 1;  // and an expert that nobody has
+          put(gates, i, closed ? 0 : i % E == 0 ? 1 : at(gates, i) * (0.5 + rng.uniform()));
+        }
+        const Ops& op = backends[0].ops;
+        Ctx& ctx = *backends[0].ctx;
+        op.route(ctx, index, count, gates);
+        op.ffn_gathered(ctx, want, x, gates, index, count, known, up, bias, gate_w, down,
+                        Act::silu);
+        backends[0].finish();
+        const auto gathered = [&](const Ops& o, Ctx& c) {
+          o.ffn_gathered(c, out, x, gates, index, count, known, hup, bias, hgate, hdown, Act::silu);
+        };
+        run({out}, gathered);
+        expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
+                     "bf16 against f32");
+        for (int64_t d = 0; d < D; ++d) EXPECT_EQ(at(out, D + d), 0) << "no expert";
+        const std::string clean = bits(out);
+        for (int64_t j = 0; j < F; ++j) {
+          for (int64_t n = 0; n < N && known; ++n) {
+            if (at(gates, n * E + j / G) == 0) put(known, n * F + j, NAN);
+          }
+          for (int64_t d = 0; d < D && count.as<int32_t>()[j / G] == 0; ++d) {
+            for (const Tensor& w : {hup, hgate, hdown}) {
+              if (w) w.as<Bf16>()[j * D + d] = to_bf16(NAN);
+            }
+          }
+        }
+        run({out}, gathered);
+        EXPECT_TRUE(bits(out) == clean) << "what nobody selects was read";
+        put(x, D / 2, NAN), put(x, D + 1, NAN);
+        run({out}, gathered);
+        for (int64_t d = 0; d < D; ++d) EXPECT_EQ(std::isnan(at(out, d)), bool(up)) << d;
+        const auto others = static_cast<size_t>(D) * sizeof(float);
+        EXPECT_TRUE(bits(out).substr(others) == clean.substr(others))
+            << "one token's input reached another";
+        s.blocks.clear();
+      }
+    }
+  }
+}
+
 // Matrices of bf16 with biases of floats, as models have them, against the same numbers as floats. Of more
 // than 16 tokens x is rounded too, here beforehand, and h: each term of out by at most 2^-9 of it, and their
 // errors add up as the terms do.

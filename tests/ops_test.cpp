@@ -144,8 +144,8 @@ TEST_P(OpsTest, GemmWithWeightsOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {
     int64_t m, k;
-  } const shapes[] = {{1, 1},  {17, 5},  {9, 8},   {33, 264}, {40, 67}, {264, 301},
-                      {9, 32}, {16, 32}, {65, 96}, {47, 2144}};
+  } const shapes[] = {{1, 1},     {17, 5}, {9, 8},   {33, 264}, {40, 67},
+                      {264, 301}, {9, 32}, {16, 32}, {65, 96},  {47, 2144}};
   for (int64_t n : {1, 2, 3, 8, 9, 16, 17}) {
     for (const auto [m, k] : shapes) {
       for (int flags = 0; flags < 4; ++flags) {

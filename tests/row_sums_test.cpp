@@ -83,7 +83,8 @@ class RoundedRowSums : public OpsTest {
     return t;
   }
   // |got - want| <= 2^-8 sum, the sum being that of the absolute terms, and what sums in f32 differ by.
-  void expect_within(const Tensor& got, const Tensor& want, const Values& sum, double rest, const char* what) {
+  void expect_within(const Tensor& got, const Tensor& want, const Values& sum, double rest,
+                     const char* what) {
     for (int64_t i = 0; i < got.size(); ++i) {
       const double error = std::abs(at(got, i) - at(want, i));
       ASSERT_TRUE(error <= sum[static_cast<size_t>(i)] / 256 + rest)
@@ -98,8 +99,9 @@ TEST_P(RoundedRowSums, AttentionForwardAndBackward) {
     Chunk c;
     HeadShape h;
     int64_t S;
-  } const cases[] = {{{1, 1, 0}, {1, 1, 1}, 1},     {{2, 9, 4}, {4, 2, 16}, 13},    {{1, 70, 0}, {6, 3, 9}, 70},
-                     {{1, 33, 70}, {2, 1, 40}, 110}, {{2, 64, 0}, {2, 2, 64}, 64},  {{1, 65, 0}, {3, 3, 72}, 65},
+  } const cases[] = {{{1, 1, 0}, {1, 1, 1}, 1},      {{2, 9, 4}, {4, 2, 16}, 13},
+                     {{1, 70, 0}, {6, 3, 9}, 70},    {{1, 33, 70}, {2, 1, 40}, 110},
+                     {{2, 64, 0}, {2, 2, 64}, 64},   {{1, 65, 0}, {3, 3, 72}, 65},
                      {{1, 131, 0}, {4, 1, 64}, 140}, {{1, 129, 0}, {2, 1, 128}, 129}};
   const Backend cpu = open_backend("cpu", 1);
   for (const auto& one : cases) {
@@ -121,19 +123,22 @@ TEST_P(RoundedRowSums, AttentionForwardAndBackward) {
     Values of_out(static_cast<size_t>(N * HC)), of_grad(static_cast<size_t>(N * W));
     const double scale = 1 / std::sqrt(static_cast<double>(h.C));
     for (int64_t row = 0; row < c.B * h.H * c.T; ++row) {
-      const int64_t b = row / c.T / h.H, q = row / c.T % h.H, t = row % c.T, g = q * h.K / h.H, n = b * c.T + t;
+      const int64_t b = row / c.T / h.H, q = row / c.T % h.H, t = row % c.T, g = q * h.K / h.H,
+                    n = b * c.T + t;
       const auto key = [&](int64_t j, int64_t i) { return ((b * h.K + g) * one.S + j) * h.C + i; };
       Values dp(static_cast<size_t>(R));
       double mean = 0;
       for (int64_t j = 0; j <= c.pos + t; ++j) {
         for (int64_t i = 0; i < h.C; ++i) {
           dp[static_cast<size_t>(j)] += at(dout, n * HC + q * h.C + i) * at(v, key(j, i));
-          of_out[static_cast<size_t>(n * HC + q * h.C + i)] += at(probs, row * R + j) * std::abs(at(v, key(j, i)));
+          of_out[static_cast<size_t>(n * HC + q * h.C + i)] +=
+              at(probs, row * R + j) * std::abs(at(v, key(j, i)));
         }
         mean += at(probs, row * R + j) * dp[static_cast<size_t>(j)];
       }
       for (int64_t j = 0; c.pos == 0 && j <= t; ++j) {
-        const double p = at(probs, row * R + j), ds = p * std::abs(dp[static_cast<size_t>(j)] - mean) * scale;
+        const double p = at(probs, row * R + j),
+                     ds = p * std::abs(dp[static_cast<size_t>(j)] - mean) * scale;
         for (int64_t i = 0; i < h.C; ++i) {
           const auto grad = [&](int64_t m, int64_t head) -> double& {
             return of_grad[static_cast<size_t>((b * c.T + m) * W + head * h.C + i)];
@@ -150,12 +155,14 @@ TEST_P(RoundedRowSums, AttentionForwardAndBackward) {
     cpu.ops.attention_backward(*cpu.ctx, grad, dout, qkv, k, v, probs, c, h);
     run({dqkv},
         [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, sums, c, h); });
-    expect_within(dqkv, grad, of_grad, tol(h.C + R, std::max(1.0, std::min(10.0, largest(values(grad))))), "gradient");
+    expect_within(dqkv, grad, of_grad,
+                  tol(h.C + R, std::max(1.0, std::min(10.0, largest(values(grad))))), "gradient");
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, RoundedRowSums,
-                         ::testing::Combine(::testing::ValuesIn(kRounded), ::testing::Values(DType::f32)),
+                         ::testing::Combine(::testing::ValuesIn(kRounded),
+                                            ::testing::Values(DType::f32)),
                          [](const auto& info) { return spec_and_type(info.param); });
 INSTANTIATE_TEST_SUITE_P(Every, RowSums,
                          ::testing::Combine(::testing::ValuesIn(kSpecs),

@@ -53,9 +53,8 @@ int cmd_bench_step(const CommonArgs& c, StepSpec spec, bool profile) {
     fmt::print("bound: {:.3f} ms = {:.2f} MB at the stream rate {:.1f} GB/s\n", r.bound * 1e3,
                r.bytes * 1e-6, r.stream * 1e-9);
   } else {
-    fmt::print(
-        "bound: {:.3f} ms = {:.2f} GFLOP of products at the product rate {:.0f} GFLOP/s\n",
-        r.bound * 1e3, r.flops * 1e-9, r.gemm * 1e-9);
+    fmt::print("bound: {:.3f} ms = {:.2f} GFLOP of products at the product rate {:.0f} GFLOP/s\n",
+               r.bound * 1e3, r.flops * 1e-9, r.gemm * 1e-9);
   }
   for (const StepRow& row : r.rows) {
     fmt::print(

@@ -128,9 +128,9 @@ StepReport bench_step(const StepSpec& spec) {
   StepReport report;
   std::vector<std::vector<double>> all(backends.size()), ratios(backends.size());
   for (int r = 0; r < spec.rounds; ++r) {
-    const double rate = front.device ? device.gemm_f32
-                                     : 2.0 * kGemmSide * kGemmSide * kGemmSide /
-                                           probe.seconds(best, bench.now);
+    const double rate =
+        front.device ? device.gemm_f32
+                     : 2.0 * kGemmSide * kGemmSide * kGemmSide / probe.seconds(best, bench.now);
     report.gemm = std::max(report.gemm, rate);
     double first = 0;
     for (size_t i = 0; i < backends.size(); ++i) {

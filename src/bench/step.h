@@ -34,8 +34,11 @@ struct StepRow {
 };
 struct StepReport {
   double flops = 0, bytes = 0;  // of one step; bytes: read by one decode step
-  double gemm = 0, stream = 0;  // the best rates that this run measured, of the first backend's device if it has one
-  double bound = 0;             // seconds: flops / gemm, or bytes / stream
+  double
+      gemm = 0,
+      stream =
+          0;  // the best rates that this run measured, of the first backend's device if it has one
+  double bound = 0;  // seconds: flops / gemm, or bytes / stream
   std::vector<StepRow> rows;
 };
 // Throws Error where cpu_time is wanted of more than one thread, or bf16 to train. Backends take turns, `rounds` times `steps` steps each.

@@ -15,8 +15,8 @@ void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b)
 }
 
 // sum = a + b, and out = norm(sum).
-void add_norm(Backend& be, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b, const Tensor& w,
-              const Tensor& bias, double eps) {
+void add_norm(Backend& be, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b,
+              const Tensor& w, const Tensor& bias, double eps) {
   if (be.ops.add_norm) return be.ops.add_norm(*be.ctx, out, stats, sum, a, b, w, bias, eps);
   be.ops.add(*be.ctx, sum, a, b);
   be.ops.norm(*be.ctx, out, stats, sum, w, bias, eps);
