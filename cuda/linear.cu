@@ -2,6 +2,7 @@
 // biases and for sums.
 #include "columns.h"
 #include "few_cores.h"
+#include "product.h"
 
 namespace lte {
 namespace {
@@ -44,11 +45,6 @@ struct ToBf16 {
     }
     store_few(to + i, out);
   }
-};
-
-struct Product {  // row-major out[rows, cols] = op(a) op(b)
-  int rows, cols, inner, lda, ldb, ldc;
-  cublasOperation_t ta, tb;
 };
 
 Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b, bool tb) {
@@ -287,6 +283,32 @@ void bias_add(Ctx& ctx, Tensor x, Tensor b) {
   });
 }
 
+// x w' + b by one launch where cuBLAS multiplies: floats, rounded first in variant bf16, or many rows by weights
+// of bf16.
+template <bool kTf32, bool kRound>
+void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
+  CudaCtx& c = cuda(ctx);
+  const Product p = product_of(out, x, false, w, true);
+  const bool half = w.dtype == DType::bf16, round = kRound && rounds(out, w);
+  const bool here = out.dtype == DType::f32 && b.dtype == DType::f32 && p.rows > kFewTokens &&
+                    p.cols % 4 == 0 && p.inner % 8 == 0 && aligned16(x.data, w.data, b.data);
+  if (!here) {
+    (kRound ? gemm_rounded<false> : gemm<false, kTf32>)(ctx, out, x, false, w, true);
+    return bias_add(ctx, out, b);
+  }
+  LTE_CHECK(x.dtype == DType::f32, "linear: types do not fit");
+  const auto* bias = ptr<const float>(b);
+  if (!half && !round) {
+    return multiply_add_bias(c, p, ptr<float>(out), x.data, w.data, CUDA_R_32F,
+                             kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, bias);
+  }
+  bf16* a = c.workspace<bf16>(x.size() + (half ? 0 : w.size()));
+  each_few<float>(ctx, x.size(), true, ToBf16{a, ptr<float>(x), x.size()});
+  if (!half) each_few<float>(ctx, w.size(), true, ToBf16{a + x.size(), ptr<float>(w), w.size()});
+  multiply_add_bias(c, p, ptr<float>(out), a, half ? w.data : a + x.size(), CUDA_R_16BF,
+                    CUBLAS_COMPUTE_32F, bias);
+}
+
 void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
   with_type(dout, [&]<class T>() {
     add_column_sums<T>(ctx, ptr<T>(db), dout.rows(), dout.cols(),
@@ -342,7 +364,9 @@ void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
             [&]<class T>() { sum_all<1>(ctx, ptr<double>(sum), x.size(), Square<T>{ptr<T>(x)}); });
 }
 
-void patch_tf32(Ops& ops) { ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>; }
+void patch_tf32(Ops& ops) {
+  ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>, ops.linear = linear<true, false>;
+}
 
 }  // namespace
 
@@ -351,11 +375,13 @@ void (*const kCudaTf32)(Ops&) = patch_tf32;
 
 void round_cuda_products(Ops& ops) {
   ops.gemm = gemm_rounded<false>, ops.gemm_add = gemm_rounded<true>;
+  ops.linear = linear<false, true>;
   ops.linear_backward = linear_backward;
 }
 
 void fill_cuda_linear(Ops& ops) {
   ops.gemm = gemm<false, false>;
+  ops.linear = linear<false, false>;
   ops.gemm_add = gemm<true, false>;
   ops.bias_add = bias_add;
   ops.bias_backward_add = bias_backward_add;

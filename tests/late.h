@@ -213,6 +213,15 @@ inline Backend open_late() {
   b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
     return false;
   };
+  b.ops.linear = [](Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor bias) {
+    Later<&Ops::gemm>::call(ctx, out, x, false, w, true);
+    Later<&Ops::bias_add>::call(ctx, out, bias);
+  };
+  b.ops.add_norm = [](Ctx& ctx, Tensor out, Tensor stats, Tensor sum, Tensor x, Tensor y, Tensor w,
+                      Tensor bias, double eps) {
+    Later<&Ops::add>::call(ctx, sum, x, y);
+    Later<&Ops::norm>::call(ctx, out, stats, sum, w, bias, eps);
+  };
   b.ops.linear_backward = [](Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x,
                              Tensor w, bool tw) {
     (add_dx ? Later<&Ops::gemm_add>::call : Later<&Ops::gemm>::call)(ctx, dx, dout, false, w, !tw);

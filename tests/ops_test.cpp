@@ -17,7 +17,7 @@ TEST_P(OpsTest, NoEntryIsEmpty) {
   visit_ops([&]<auto kEntry>(const std::string& name) {
     const bool training = name == "ffn_train" || name == "ffn_train_backward_add";
     const bool graphs = name == "record" || name == "replay";
-    const bool both = name == "linear_backward";
+    const bool both = name == "linear_backward" || name == "linear" || name == "add_norm";
     const bool optional = both || (cpu ? graphs || name == "route_linear" : training);
     EXPECT_TRUE(ops.*kEntry != nullptr || optional) << name;
   });
@@ -183,6 +183,27 @@ TEST_P(OpsTest, GemmOfWhatIsNotFiniteByWeightsOfBf16) {
     run({out}, [&](const Ops& o, Ctx& c) { o.gemm(c, out, x, false, half, true); });
     for (int64_t i = 0; i < n * m; ++i) EXPECT_EQ(std::isfinite(at(out, i)), i >= 2 * m) << i;
     s.blocks.clear();
+  }
+}
+
+// Both ways round the same factors, so that only the order of sums may differ.
+TEST_P(OpsTest, LinearIsGemmAndBias) {
+  if (!backends[0].ops.linear) GTEST_SKIP() << "no such entry";
+  struct {
+    int64_t n, m, k;
+  } const shapes[] = {{1, 5, 3}, {16, 32, 32}, {17, 8, 8}, {33, 12, 40}, {40, 64, 24}, {18, 7, 8}};
+  for (const bool half : {false, true}) {
+    if (half && (dtype != DType::f32 || !takes_bf16(spec))) continue;
+    for (const auto [n, m, k] : shapes) {
+      SCOPED_TRACE(fmt::format("{}x{}x{} bf16 {}", n, m, k, half));
+      const Tensor x = normal({n, k}), w = normal({m, k}), b = normal({m});
+      const Tensor mine = half ? s.half(w) : w, out = blank({n, m}), want = blank({n, m});
+      run({want}, [&](const Ops& o, Ctx& c) {
+        o.gemm(c, want, x, false, mine, true), o.bias_add(c, want, b);
+      });
+      run({out}, [&](const Ops& o, Ctx& c) { o.linear(c, out, x, mine, b); });
+      expect_close(out, values(want), tol(k, 8), "linear");
+    }
   }
 }
 

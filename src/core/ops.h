@@ -124,6 +124,8 @@ struct Ops {
   // would do it: dx = or += dout op(w)';  dw += dout' x, or x' dout. Null where that gains nothing.
   void (*linear_backward)(Ctx&, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x, Tensor w,
                           bool tw);
+  // out = x w' + b, gemm and bias_add by one entry. Null where a backend has none.  out[N,M] x[N,K] w[M,K] b[M]
+  void (*linear)(Ctx&, Tensor out, Tensor x, Tensor w, Tensor b);
   // x[n,:] += b                                                                        x[N,M] b[M]
   void (*bias_add)(Ctx&, Tensor x, Tensor b);
   // db += sum over n of dout[n,:]

@@ -19,10 +19,12 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::embed>("embed");
   f.template operator()<&Ops::embed_backward_add>("embed_backward_add");
   f.template operator()<&Ops::norm>("norm");
+  f.template operator()<&Ops::add_norm>("add_norm");
   f.template operator()<&Ops::norm_backward_add>("norm_backward_add");
   f.template operator()<&Ops::gemm>("gemm");
   f.template operator()<&Ops::gemm_add>("gemm_add");
   f.template operator()<&Ops::linear_backward>("linear_backward");
+  f.template operator()<&Ops::linear>("linear");
   f.template operator()<&Ops::bias_add>("bias_add");
   f.template operator()<&Ops::bias_backward_add>("bias_backward_add");
   f.template operator()<&Ops::add>("add");

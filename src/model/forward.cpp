@@ -10,6 +10,7 @@ namespace lte {
 namespace {
 
 void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b) {
+  if (b && be.ops.linear) return be.ops.linear(*be.ctx, out, x, w, b);
   be.ops.gemm(*be.ctx, out, x, false, w, true);
   if (b) be.ops.bias_add(*be.ctx, out, b);
 }

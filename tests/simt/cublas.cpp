@@ -1,7 +1,8 @@
 // cuBLAS's matrix products by Eigen.
 #include <Eigen/Core>
+#include <cstring>
 
-#include "cublas_v2.h"
+#include "cublasLt.h"
 
 struct SimtCublas {
   cudaStream_t stream = nullptr;
@@ -170,4 +171,88 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta
   if (type_c == CUDA_R_32F) return submit<float, __nv_bfloat16, float>(h, p, alpha, a, b, beta, c);
   if (type_c != CUDA_R_16BF) return CUBLAS_STATUS_NOT_SUPPORTED;
   return submit<float, __nv_bfloat16, __nv_bfloat16>(h, p, alpha, a, b, beta, c);
+}
+
+struct SimtMatmul {
+  cublasComputeType_t compute;
+  cublasOperation_t ta = CUBLAS_OP_N, tb = CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  const float* bias = nullptr;
+};
+struct SimtLayout {
+  cudaDataType type;
+  uint64_t rows, cols;
+  int64_t ld;
+};
+
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t compute,
+                                        cudaDataType scale) {
+  if (scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+  *d = new SimtMatmul{compute};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
+  delete d;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
+                                              cublasLtMatmulDescAttributes_t what,
+                                              const void* value, size_t bytes) {
+  const auto take = [&](auto& to) {
+    if (bytes != sizeof to) return CUBLAS_STATUS_INVALID_VALUE;
+    std::memcpy(&to, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  };
+  switch (what) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+      return take(d->ta);
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+      return take(d->tb);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      return take(d->epilogue);
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+      return take(d->bias);
+  }
+  return CUBLAS_STATUS_INVALID_VALUE;
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cudaDataType type,
+                                          uint64_t rows, uint64_t cols, int64_t ld) {
+  *l = new SimtLayout{type, rows, cols, ld};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
+  delete l;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, const void* alpha,
+                              const void* a, cublasLtMatrixLayout_t of_a, const void* b,
+                              cublasLtMatrixLayout_t of_b, const void* beta, const void* c,
+                              cublasLtMatrixLayout_t of_c, void* d, cublasLtMatrixLayout_t of_d,
+                              const cublasLtMatmulAlgo_t* algo, void*, size_t,
+                              cudaStream_t stream) {
+  if (!h || stream != h->stream || algo) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (c != d || of_c->ld != of_d->ld || of_d->type != CUDA_R_32F)
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  const auto rows = [](cublasOperation_t op, const SimtLayout* l) {
+    return op == CUBLAS_OP_N ? l->rows : l->cols;
+  };
+  const auto cols = [](cublasOperation_t op, const SimtLayout* l) {
+    return op == CUBLAS_OP_N ? l->cols : l->rows;
+  };
+  const uint64_t m = of_d->rows, n = of_d->cols, k = cols(how->ta, of_a);
+  if (rows(how->ta, of_a) != m || rows(how->tb, of_b) != k || cols(how->tb, of_b) != n)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  const auto status = cublasGemmEx(
+      h, how->ta, how->tb, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a,
+      of_a->type, static_cast<int>(of_a->ld), b, of_b->type, static_cast<int>(of_b->ld), beta, d,
+      CUDA_R_32F, static_cast<int>(of_d->ld), how->compute, CUBLAS_GEMM_DEFAULT);
+  if (status != CUBLAS_STATUS_SUCCESS || how->epilogue == CUBLASLT_EPILOGUE_DEFAULT) return status;
+  if (!how->bias) return CUBLAS_STATUS_INVALID_VALUE;
+  lte::simt::submit(stream, [out = static_cast<float*>(d), bias = how->bias, m, n, ld = of_d->ld] {
+    for (uint64_t j = 0; j < n; ++j) {
+      for (uint64_t i = 0; i < m; ++i)
+        out[static_cast<int64_t>(j) * ld + static_cast<int64_t>(i)] += bias[i];
+    }
+  });
+  return CUBLAS_STATUS_SUCCESS;
 }

@@ -1,0 +1,59 @@
+// Products whose bias is added before they are written, by cuBLASLt.
+#include <cublasLt.h>
+
+#include "product.h"
+
+namespace lte {
+namespace {
+
+struct Description {
+  cublasLtMatmulDesc_t get = nullptr;
+  explicit Description(cublasComputeType_t compute) {
+    check_blas(cublasLtMatmulDescCreate(&get, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  }
+  ~Description() { cublasLtMatmulDescDestroy(get); }
+  Description(const Description&) = delete;
+  Description& operator=(const Description&) = delete;
+  template <class T>
+  void set(cublasLtMatmulDescAttributes_t what, const T& value) {
+    check_blas(cublasLtMatmulDescSetAttribute(get, what, &value, sizeof value),
+               "cublasLtMatmulDescSetAttribute");
+  }
+};
+struct Layout {
+  cublasLtMatrixLayout_t get = nullptr;
+  Layout(cudaDataType type, int rows, int cols, int64_t ld) {
+    check_blas(cublasLtMatrixLayoutCreate(&get, type, static_cast<uint64_t>(rows),
+                                          static_cast<uint64_t>(cols), ld),
+               "cublasLtMatrixLayoutCreate");
+  }
+  ~Layout() { cublasLtMatrixLayoutDestroy(get); }
+  Layout(const Layout&) = delete;
+  Layout& operator=(const Layout&) = delete;
+};
+
+}  // namespace
+
+// It counts columns first: out' = op(b)' op(a)'.
+void multiply_add_bias(CudaCtx& c, const Product& p, float* out, const void* a, const void* b,
+                       cudaDataType type, cublasComputeType_t compute, const float* bias) {
+  const auto layout = [&](cublasOperation_t op, int rows, int cols, int ld) {
+    return op == CUBLAS_OP_N ? Layout(type, rows, cols, ld) : Layout(type, cols, rows, ld);
+  };
+  Description how(compute);
+  how.set(CUBLASLT_MATMUL_DESC_TRANSA, p.tb);
+  how.set(CUBLASLT_MATMUL_DESC_TRANSB, p.ta);
+  how.set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  how.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+  const Layout left = layout(p.tb, p.cols, p.inner, p.ldb),
+               right = layout(p.ta, p.inner, p.rows, p.lda),
+               result(CUDA_R_32F, p.cols, p.rows, p.ldc);
+  const float one = 1, zero = 0;
+  // A handle of cuBLAS is one of cuBLASLt.
+  check_blas(cublasLtMatmul(reinterpret_cast<cublasLtHandle_t>(c.blas), how.get, &one, b, left.get,
+                            a, right.get, &zero, out, result.get, out, result.get, nullptr,
+                            c.blas_space.data.get(), c.blas_space.capacity, c.stream),
+             "cublasLtMatmul");
+}
+
+}  // namespace lte
