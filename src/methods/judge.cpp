@@ -33,30 +33,40 @@ std::vector<float> predict(Backend& be, const LayerParams& w, const FfnPlan& pla
 Labelled label_predictions(Backend& be, const LayerParams& w, const FfnPlan& plan,
                            const Contributions& c, double label) {
   const std::vector<float> z = predict(be, w, plan, c, 0, c.n);
-  Floats scores(be.memory, z.size()), worth(be.memory);
+  Floats scores(be.memory, z.size()), worth(be.memory, z.size()), truth(be.memory, z.size());
   std::copy(z.begin(), z.end(), scores.begin());
   Labelled l{.open = Floats(be.memory, z.size()),
              .matters = Floats(be.memory, z.size()),
              .n = c.n,
              .E = c.E};
   const Tensor gates = view(l.open, {c.n, c.E});
-  Tensor s = gates, row = view(worth, {1, c.E}), truth = row;
+  Tensor s = gates;
   s.data = scores.data();
   be.ops.gate(*be.ctx, gates, s, plan.rule, plan.cut);
   be.finish();
-  for (int64_t n = 0; n < c.n; ++n) {
-    const float *open = &l.open[static_cast<size_t>(n * c.E)],
-                *y = &c.output[static_cast<size_t>(n * c.E)];
-    float* matters = &l.matters[static_cast<size_t>(n * c.E)];
-    if (label < 0) {
-      std::copy_n(y, c.E, worth.begin()), truth.data = matters;
-      const auto k = static_cast<double>(std::count(open, open + c.E, 1.f));
-      be.ops.gate(*be.ctx, truth, row, Rule::top_k, k);
-      be.finish();
-    } else {
-      for (int64_t e = 0; e < c.E; ++e) matters[e] = y[e] > static_cast<float>(label);
-    }
+  if (label >= 0) {
+    for (size_t i = 0; i < l.matters.size(); ++i)
+      l.matters[i] = c.output[i] > static_cast<float>(label);
+    return l;
   }
+  // As many experts of a token matter as it opened: the tokens by that number, and those of one by one gate.
+  const auto row = [&](auto& of, int64_t n) { return &of[static_cast<size_t>(n * c.E)]; };
+  std::vector<std::pair<int64_t, int64_t>> order;
+  for (int64_t n = 0; n < c.n; ++n)
+    order.emplace_back(std::count(row(l.open, n), row(l.open, n) + c.E, 1.f), n);
+  std::sort(order.begin(), order.end());
+  for (size_t i = 0; i < order.size(); ++i)
+    std::copy_n(row(c.output, order[i].second), c.E, row(worth, static_cast<int64_t>(i)));
+  for (size_t from = 0, to = 0; from < order.size(); from = to) {
+    while (to < order.size() && order[to].first == order[from].first) ++to;
+    Tensor some = shape(DType::f32, {static_cast<int64_t>(to - from), c.E}), high = some;
+    some.data = row(worth, static_cast<int64_t>(from));
+    high.data = row(truth, static_cast<int64_t>(from));
+    be.ops.gate(*be.ctx, high, some, Rule::top_k, static_cast<double>(order[from].first));
+  }
+  be.finish();
+  for (size_t i = 0; i < order.size(); ++i)
+    std::copy_n(row(truth, static_cast<int64_t>(i)), c.E, row(l.matters, order[i].second));
   return l;
 }
 
