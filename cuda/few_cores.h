@@ -16,9 +16,8 @@ constexpr int kCoreTokens = 8 * kCols;
 constexpr int64_t kCoreBlocks = 132;  // that a large GPU runs at once
 
 // What both need: 16-byte rows of whole steps.
-inline bool fits_cores(int64_t N, int64_t D) {
-  return N > 1 && N <= kFewTokens && D > 0 && D % kCoreStep == 0;
-}
+inline bool fits_cores(int64_t D) { return D > 0 && D % kCoreStep == 0; }
+inline bool fits_cores(int64_t N, int64_t D) { return N > 1 && N <= kFewTokens && fits_cores(D); }
 
 // x = part[0] + part[1] + part[2] in the lower halves, y in the upper ones: 24 bits, eight at a time,
 // exactly. An infinite x has a NaN among its parts: a product with it is NaN.

@@ -19,19 +19,26 @@ void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   if (!kAtomic) join_parts<false>(c, out, parts, f.D, splits);
 }
 
-// active[0 .. total) = the experts that some token selects, ascending. One block.
-__global__ void active_kernel(int32_t* active, int32_t* total, const int32_t* count, int64_t E) {
+// active[0 .. total) = the experts that one of the N tokens selects, ascending. One block.
+template <class T>
+__global__ void active_kernel(int32_t* active, int32_t* total, const T* gates, int N, int64_t E) {
   let_next_begin();
   await_inputs();
   int base = 0;
   for (int64_t from = 0; from < E; from += blockDim.x) {
     const int64_t e = from + threadIdx.x;
-    const bool yes = e < E && count[e] > 0;
+    bool yes = false;
+    for (int n = 0; n < N && e < E; ++n) yes |= gates[n * E + e] != T(0);
     const Place place = block_place(yes);
     if (yes) active[base + place.before] = static_cast<int32_t>(e);
     base += place.all;
   }
   if (threadIdx.x == 0) *total = base;
+}
+template <class T, class W>
+void find_active(CudaCtx& c, int32_t* active, int32_t* total, const Gathered<T, W>& f) {
+  launch_early(active_kernel<T>, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.gates,
+               static_cast<int>(f.N), f.E);
 }
 
 template <int kTokens, bool kAtomic, class T, class W>
@@ -47,7 +54,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   T* part = h + hidden;
   auto* active = reinterpret_cast<int32_t*>(part + parts);
   int32_t* total = active + f.E;
-  launch_early(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  find_active(c, active, total, f);
   launch(few_hidden_kernel<kTokens, T, W>, static_cast<unsigned>(pieces(f.E * f.G, 4)), 128, 0,
          c.stream, h, active, total, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.N * f.D * sizeof(T), c.stream), "clearing out");
@@ -71,7 +78,7 @@ void few_on_cores(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
   float* part = h + hidden;
   auto* active = reinterpret_cast<int32_t*>(part + parts);
   int32_t* total = active + f.E;
-  launch_early(active_kernel, 1, f.E > 256 ? 1024 : 256, 0, c.stream, active, total, f.count, f.E);
+  find_active(c, active, total, f);
   const auto hidden_kernel = f.gate_w ? core_hidden_kernel<2, kCols> : core_hidden_kernel<1, kCols>;
   const int64_t own = f.gate_w ? kOwn<2, kCols> : kOwn<1, kCols>;
   launch_early(hidden_kernel, static_cast<unsigned>(pieces(tiles, own)), kCoreThreads, 0, c.stream,
@@ -83,6 +90,21 @@ void few_on_cores(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
                kAtomic ? out : part, h, active, total, f);
   if (kAtomic) return;
   join_parts<false>(c, out, part, f.N * f.D, splits);
+}
+
+// The same for more tokens, 16 at a time: the weights are read again for each 16, and still the products over the
+// experts of grouped.cu, whose tiles are 128 tokens high, take longer.
+constexpr int64_t kTokensInTurns = 96;
+template <bool kAtomic>
+void in_turns(Ctx& ctx, float* out, const Gathered<float, bf16>& f) {
+  for (int64_t first = 0; first < f.N; first += kFewTokens) {
+    Gathered<float, bf16> some = f;
+    some.N = std::min<int64_t>(kFewTokens, f.N - first);
+    some.x += first * f.D, some.gates += first * f.E;
+    if (f.known) some.known += first * f.E * f.G;
+    (some.N <= 8 ? few_on_cores<1, kAtomic> : few_on_cores<2, kAtomic>)(ctx, out + first * f.D,
+                                                                        some);
+  }
 }
 
 template <class T, class W>
@@ -124,10 +146,8 @@ void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Te
                            .G = down.rows() / gates.cols(),
                            .vector = vector};
     if constexpr (sizeof(W) == 2) {
-      if (f.vector && fits_cores(f.N, f.D) && f.G % kCoreRows == 0) {
-        return f.N <= 8 ? few_on_cores<1, kAtomic>(ctx, ptr<T>(out), f)
-                        : few_on_cores<2, kAtomic>(ctx, ptr<T>(out), f);
-      }
+      if (f.vector && f.N > 1 && f.N <= kTokensInTurns && fits_cores(f.D) && f.G % kCoreRows == 0)
+        return in_turns<kAtomic>(ctx, ptr<T>(out), f);
     }
     if (f.N == 1) return one_token<kAtomic>(ctx, ptr<T>(out), f);
     if (f.N <= 4) return few_tokens<4, kAtomic>(ctx, ptr<T>(out), f);

@@ -49,7 +49,16 @@ void check_down(int64_t N, int64_t D, int64_t E, int64_t G, unsigned splits, dou
     }
     h = tiled;
   }
-  const Array<T> values(h);
+  // One token: h and the counts of all experts, of which those not active have h of NaN.
+  std::vector<T> own(static_cast<size_t>(E * G), NAN);
+  std::vector<int32_t> open(static_cast<size_t>(E));
+  for (int64_t r = 0; kTokens == 1 && r < rows; ++r) {
+    const int64_t e = active[static_cast<size_t>(r / G)];
+    open[static_cast<size_t>(e)] = 1;
+    own[static_cast<size_t>(e * G + r % G)] = h[static_cast<size_t>(r)];
+  }
+  const Array<int32_t> count(open);
+  const Array<T> values(kTokens == 1 ? own : h);
   Gathered<T, W> f{};
   f.down = weights.data, f.N = N, f.D = D, f.E = E, f.G = G;
   const int64_t width = kCols > 0 ? kCoreCols : kWarp * kPack;
@@ -61,12 +70,17 @@ void check_down(int64_t N, int64_t D, int64_t E, int64_t G, unsigned splits, dou
     if constexpr (kCols > 0) {
       launch(core_down_kernel<kCols, kAtomic>, grid, kCoreThreads, 0, nullptr, to, values.data,
              list.data, total.data, f);
+    } else if constexpr (kTokens == 1) {
+      launch(column_sums_kernel<kPack, kAtomic, T, W, OpenRows>, grid, kColumnWarps * kWarp,
+             static_cast<size_t>(row_list_size(E * G, G, splits)) * sizeof(int32_t), nullptr, to,
+             values.data, weights.data,
+             OpenRows{count.data, static_cast<int>(E), static_cast<int>(G)}, static_cast<int>(D));
     } else {
       launch(few_down_kernel<kTokens, kPack, kAtomic, T, W>, grid, kDownWarps * kWarp, 0, nullptr,
              to, values.data, list.data, total.data, f);
     }
     if (!kAtomic) {
-      launch(join_parts_kernel<T>, static_cast<unsigned>(pieces(N * D, kWarp)),
+      launch(join_parts_kernel<false, T>, static_cast<unsigned>(pieces(N * D, kWarp)),
              dim3(kWarp, kJoinWarps), 0, nullptr, out.data, parts.data, N * D,
              static_cast<int>(splits));
     }
@@ -76,10 +90,10 @@ void check_down(int64_t N, int64_t D, int64_t E, int64_t G, unsigned splits, dou
 }
 
 TEST(SimtGathered, DownProductOfOneToken) {
-  // 2 of 3 experts are active: 6, 20, 26, 132, 134 and 300 rows, in one split, two and twelve.
+  // 2 of 3 experts are active: 6, 20, 26, 132, 134, 300 and 400 rows, in one split, two and twelve.
   struct {
     int64_t E, G;
-  } const shapes[] = {{9, 1}, {30, 1}, {3, 13}, {6, 33}, {3, 67}, {15, 30}};
+  } const shapes[] = {{9, 1}, {30, 1}, {3, 13}, {6, 33}, {3, 67}, {15, 30}, {600, 1}};
   for (const auto& [E, G] : shapes) {
     for (unsigned splits : {1u, 2u, 12u}) {
       SCOPED_TRACE(std::to_string(E) + " x " + std::to_string(G) + ", " + std::to_string(splits));
