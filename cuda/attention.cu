@@ -193,7 +193,8 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
         with_core_width(s.C, [&]<int kC>() {
           launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile),
                  kCoreForwardThreads, core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out),
-                 ptr<T>(log_sums), in, s.C % Pack<bf16>::kSize == 0);
+                 ptr<T>(log_sums), in,
+                 s.C % Pack<bf16>::kSize == 0 && aligned16(in.qkv, in.k, in.v));
         });
         return;
       }

@@ -37,7 +37,8 @@ inline int64_t row_list_size(int64_t F, int64_t G, int64_t splits) {
   return pieces(pieces(F, splits), G) + 1;
 }
 __device__ __forceinline__ RowRange row_range(AllRows rows) { return RowRange(rows.n); }
-// Every thread counts the open ones of its piece of the experts, then lists those that fall into the range.
+// Every thread counts the open ones of its piece of the experts, then lists those that fall into the range. Counts
+// are read past the L1 cache: nothing has been awaited yet.
 __device__ __forceinline__ RowRange row_range(OpenRows rows) {
   constexpr int kThreads = kColumnWarps * kWarp;
   LTE_SHARED(int, warp_sums[kColumnWarps]);
@@ -45,7 +46,7 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows) {
   const int to = from + per < rows.E ? from + per : rows.E;
   int open = 0;
 #pragma unroll 4
-  for (int e = from; e < to; ++e) open += rows.count[e] > 0;
+  for (int e = from; e < to; ++e) open += __ldcg(rows.count + e) > 0;
   int before = open;  // up to this thread's, in its warp
   for (int step = 1; step < kWarp; step *= 2) {
     const int other = __shfl_up_sync(kAllLanes, before, step);
@@ -63,7 +64,7 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows) {
   auto* list = dynamic_shared<int32_t>();
   range.G = rows.G, range.first = range.begin / rows.G, range.list = list;
   for (int e = from; e < to && open > 0; ++e) {
-    if (rows.count[e] <= 0) continue;
+    if (__ldcg(rows.count + e) <= 0) continue;
     if (before * rows.G < range.end && before >= range.first) list[before - range.first] = e;
     ++before, --open;
   }

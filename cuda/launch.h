@@ -5,7 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -25,18 +24,21 @@ inline std::string kernel_name(const void* kernel) {
   const char* name = nullptr;
   return cudaFuncGetName(&name, kernel) == cudaSuccess && name ? name : "?";
 }
-inline bool takes_early_launches() {
-  static const bool able = [] {
+// Whether kernels may begin early: the device can, and they were compiled for it, like this one. What was compiled
+// for an older one waits for nothing.
+inline bool takes_early_launches(const void* kernel) {
+  static const bool able = [&] {
     int major = 0;
-    const auto error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-    return error == cudaSuccess && major >= 9 && !std::getenv("LTE_SERIAL");
+    cudaFuncAttributes of{};
+    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+           cudaFuncGetAttributes(&of, kernel) == cudaSuccess && major >= 9 && of.ptxVersion >= 90;
   }();
   return able;
 }
 #endif
 
 // Starts kernel(args...) on `grid` blocks of `block` threads with `shared_bytes` of dynamic shared
-// memory each (more than 48 KiB are asked for where that is needed). Every argument is converted to
+// memory each (more than 48 KiB, static memory counted in, are asked for where that may be needed). Every argument is converted to
 // the parameter's type and copied. Throws if the launch is refused; what goes wrong inside a kernel
 // is seen by the next call that waits.
 template <bool kEarly, class... P, class... A>
@@ -50,7 +52,7 @@ void launch_as(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
 #else
   const void* entry = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024) {
+  if (shared_bytes > 32 * 1024) {
     error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   }
@@ -60,7 +62,7 @@ void launch_as(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
   config.stream = stream, config.attrs = &early;
-  config.numAttrs = kEarly && takes_early_launches() ? 1 : 0;
+  config.numAttrs = kEarly && takes_early_launches(entry) ? 1 : 0;
   if (error == cudaSuccess) {
     error = std::apply(
         [&](auto&... value) {

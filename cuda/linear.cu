@@ -291,7 +291,8 @@ void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
   const Product p = product_of(out, x, false, w, true);
   const bool half = w.dtype == DType::bf16, round = kRound && rounds(out, w);
   const bool here = out.dtype == DType::f32 && b.dtype == DType::f32 && p.rows > kFewTokens &&
-                    p.cols % 4 == 0 && p.inner % 8 == 0 && aligned16(x.data, w.data, b.data);
+                    p.cols % 4 == 0 && p.inner % 8 == 0 &&
+                    aligned16(out.data, x.data, w.data, b.data);
   if (!here) {
     (kRound ? gemm_rounded<false> : gemm<false, kTf32>)(ctx, out, x, false, w, true);
     return bias_add(ctx, out, b);
