@@ -37,6 +37,9 @@ inline bool takes_early_launches(const void* kernel) {
 }
 #endif
 
+// From here on a kernel is said to want more shared memory than 48 KiB, which static memory counts to.
+constexpr size_t kAskForShared = 32 * 1024;
+
 // Starts kernel(args...) on `grid` blocks of `block` threads with `shared_bytes` of dynamic shared
 // memory each (more than 48 KiB, static memory counted in, are asked for where that may be needed). Every argument is converted to
 // the parameter's type and copied. Throws if the launch is refused; what goes wrong inside a kernel
@@ -47,12 +50,14 @@ void launch_as(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
   static_assert(sizeof...(P) == sizeof...(A), "launch: one argument for each parameter");
   std::tuple<P...> values(std::forward<A>(args)...);
 #ifdef LTE_SIMT
-  simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
-               [kernel, values] { simt::run_thread<kEarly>([&] { std::apply(kernel, values); }); });
+  simt::launch(
+      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
+      [kernel, values] { simt::run_thread<kEarly>([&] { std::apply(kernel, values); }); },
+      shared_bytes > kAskForShared);
 #else
   const void* entry = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > 32 * 1024) {
+  if (shared_bytes > kAskForShared) {
     error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   }

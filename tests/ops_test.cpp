@@ -32,7 +32,9 @@ TEST_P(OpsTest, Embed) {
   } const cases[] = {{{1, 1, 0}, 7, 11},   {{2, 3, 4}, 7, 11},   {{5, 26, 0}, 300, 11},
                      {{1, 3, 0}, 301, 11}, {{2, 3, 0}, 1100, 4}, {{40, 15, 0}, 7, 150},
                      {{40, 15, 1}, 8, 150}};
-  for (const auto& [c, D, V] : cases) {
+  for (const auto& one : cases) {
+    const Chunk c = one.c;
+    const int64_t D = one.D, V = one.V;
     for (bool positions : {true, false}) {
       const int64_t N = c.B * c.T;
       const Tensor wte = normal({V, D}), wpe = positions ? normal({30, D}) : Tensor{};

@@ -284,6 +284,12 @@ void set_schedule(Schedule s) {
 }
 Schedule schedule() { return machine().schedule; }
 Counts counts() { return machine().counts; }
+void count_static(size_t bytes) {
+  Block& b = block();
+  b.static_bytes += bytes;
+  if (!b.asked && b.static_bytes + b.dynamic_bytes > 48 * 1024)
+    fault("more than 48 KiB of shared memory, static memory counted in, that were not asked for");
+}
 bool first_in_block(uint64_t& seen) {
   return std::exchange(seen, machine().block.serial) != machine().block.serial;
 }

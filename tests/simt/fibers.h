@@ -24,6 +24,8 @@ struct Block {
   int threads = 0, done = 0, arrived = 0, votes = 0;
   unsigned waiting[32] = {};  // of each warp: the lanes that wait at a warp function
   void* shared = nullptr;
+  size_t dynamic_bytes = 0, static_bytes = 0;
+  bool asked = false;   // for more than 48 KiB of both
   uint64_t serial = 0;  // counts the blocks that were run
 };
 

@@ -64,9 +64,10 @@ void check_shape(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes)
 }
 
 void run_grid(const void* kernel, dim3 grid, dim3 block_dim, size_t shared_bytes,
-              const std::function<void()>& body) {
+              const std::function<void()>& body, bool asked) {
   start_launch();
   Block& b = block();
+  b.dynamic_bytes = shared_bytes, b.asked = asked;
   gridDim = grid, blockDim = block_dim;
   b.kernel = kernel, b.body = &body;
   b.threads = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
@@ -81,7 +82,7 @@ void run_grid(const void* kernel, dim3 grid, dim3 block_dim, size_t shared_bytes
   for (const int64_t i : block_order(x * y * grid.z)) {
     blockIdx = {static_cast<unsigned>(i % x), static_cast<unsigned>(i / x % y),
                 static_cast<unsigned>(i / (x * y))};
-    b.arrived = b.votes = 0;
+    b.arrived = b.votes = 0, b.static_bytes = 0;
     std::fill(std::begin(b.waiting), std::end(b.waiting), 0u);
     unset(b.shared, shared_bytes);
     const std::string error = run_block();
@@ -169,10 +170,11 @@ void* dynamic_memory() { return block().shared; }
 void unset(void* p, size_t bytes) { std::memset(p, 0xff, bytes); }
 
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-            std::function<void()> thread) {
+            std::function<void()> thread, bool asked) {
   check_shape(kernel, grid, block, shared_bytes);
-  submit(stream,
-         [=, thread = std::move(thread)] { run_grid(kernel, grid, block, shared_bytes, thread); });
+  submit(stream, [=, thread = std::move(thread)] {
+    run_grid(kernel, grid, block, shared_bytes, thread, asked);
+  });
 }
 
 std::string to_string(Schedule s) {

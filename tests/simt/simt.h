@@ -66,9 +66,10 @@ Counts counts();
 // == For cuda/launch.h and the host side
 
 // Runs `thread` as every thread of the grid, or adds that to the stream's graph while it is
-// captured. `kernel` is only used to find the kernel's name. Throws lte::Error.
+// captured. `kernel` is only used to find the kernel's name. Static and dynamic shared memory may pass 48 KiB
+// together only where `asked` says that this was asked for. Throws lte::Error.
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-            std::function<void()> thread);
+            std::function<void()> thread, bool asked);
 // Does `work` now, puts it off (Order::random), or adds it to the stream's graph while it is captured.
 void submit(cudaStream_t, std::function<void()> work);
 // Does all work that was put off. Throws what it throws, and drops the rest.
@@ -120,6 +121,7 @@ inline void check_aligned(const void* p, size_t bytes) {
 
 // True for the first thread of a block that asks with this `seen`.
 bool first_in_block(uint64_t& seen);
+void count_static(size_t bytes);  // of the running block's static shared memory
 // Fills memory with what no kernel may rely on: bytes 0xff, a NaN in every float type.
 void unset(void* p, size_t bytes);
 
@@ -137,6 +139,7 @@ void unset(void* p, size_t bytes);
     };                                                                                         \
     static uint64_t seen = 0;                                                                  \
     if (::lte::simt::first_in_block(seen)) {                                                   \
+      ::lte::simt::count_static(sizeof(Box));                                                  \
       ::lte::simt::unset(                                                                      \
           []() __attribute__((no_sanitize("undefined"))) {                                     \
             Box* box = reinterpret_cast<Box*>(uintptr_t{1} << 20);                             \

@@ -120,6 +120,21 @@ TEST(SimtBugs, AKernelThatBeginsEarlyAwaitsItsInputsInEveryThread) {
              "without await_inputs");
 }
 
+// == Shared memory
+
+__global__ void static_and_dynamic(int* out) {
+  LTE_SHARED(int, fixed[5 * 1024]);
+  if (threadIdx.x == 0) fixed[0] = 1, *out = fixed[0];
+}
+
+TEST(SimtBugs, StaticAndDynamicMemoryCountTogether) {
+  Array<int> out(1);
+  launch(static_and_dynamic, 1, 32, 28 * 1024, nullptr, out.data);
+  launch(static_and_dynamic, 1, 32, 33 * 1024, nullptr, out.data);  // launch asks for it
+  EXPECT_HAS(error_of([&] { launch(static_and_dynamic, 1, 32, 30 * 1024, nullptr, out.data); }),
+             "not asked for");
+}
+
 // == Barriers that not all threads reach
 
 __global__ void half_waits(bool exits) {
