@@ -91,6 +91,11 @@ fi
 if wants torch; then
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
     python3 scripts/torch_ffn.py > "$out/torch_ffn.json" || fail "torch_ffn.py failed"
+    # A training step of GPT-2 (124M) on both sides, PyTorch's compiled.
+    "$build/lte" bench-step --model gpt2 --batch 16 --seq 1024 --compare cuda+bf16+fused --rounds 3 --steps 3 --json \
+      > "$out/bench_step.json" || fail "bench-step failed"
+    python3 suites/peers/torch_train.py --device cuda --dtype bf16 --compile --dim 768 --layers 12 --heads 12 --ffn 3072 \
+      --vocab 50257 --batch 16 --seq 1024 --rounds 3 --steps 6 > "$out/torch_train.json" || fail "torch_train.py failed"
   else
     say "PyTorch with a GPU is not installed: the comparison with it was not run"
   fi
@@ -99,5 +104,6 @@ fi
 printf '%-78s %10s %7s %7s %7s %7s %7s\n' row us active of_copy of_gemm x_dense ideal
 for suite in "${suites[@]}"; do [ -s "$out/$suite.json" ] && table "$out/$suite.json"; done
 [ -s "$out/torch_ffn.json" ] && cat "$out/torch_ffn.json"
+for step in bench_step torch_train; do [ -s "$out/$step.json" ] && cat "$out/$step.json"; done
 say "$out"
 exit "$failed"
