@@ -72,6 +72,45 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows) {
   return range;
 }
 
+// w[r] = the lane's kPack columns, from `columns` on, of row[r] of a matrix of D columns: all are asked for before
+// the first is used.
+template <int kRows, int kPack, class W>
+__device__ __forceinline__ void load_rows(W (&w)[kRows][kPack], const W* columns, int64_t D,
+                                          const int32_t* row) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const W* from = columns + row[r] * D;
+    if constexpr (kPack == 1) {
+      w[r][0] = from[0];
+    } else {
+      const Pack<W> pack = load16_once(from);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) w[r][i] = pack.at[i];
+    }
+  }
+}
+
+// to[c] = the block's sum of column c < left of its tile, or added by atomics: the warps' are added in order.
+// sum: the lane's columns; sums: shared memory. For whole blocks.
+template <bool kAtomic, int kPack, class T>
+__device__ __forceinline__ void write_columns(T* to, T (&sums)[kColumnWarps][kWarp * kPack],
+                                              const T (&sum)[kPack], int64_t left) {
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) sums[warp_of_thread()][lane_of_thread() * kPack + i] = sum[i];
+  __syncthreads();
+  for (int c = thread_rank(); c < kWarp * kPack && c < left; c += kColumnWarps * kWarp) {
+    T all = sums[0][c];
+#pragma unroll
+    for (int w = 1; w < kColumnWarps; ++w) all += sums[w][c];
+    if constexpr (kAtomic) {
+      if (all != T(0)) atomicAdd(&to[c], all);
+    } else {
+      to[c] = all;
+    }
+  }
+}
+
 // parts[split, d] = sum over the split's rows r of h[r] w[r, d], or added to parts[d] by atomics. Grid (tiles of
 // kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th group of kFlight rows, and
 // the warps are added in order. Which rows and where a split ends is found before h is awaited; of all rows the
@@ -97,8 +136,8 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   for (int from = begin; from < end; from += kStage) {
     const int count = end - from < kStage ? end - from : kStage;
     __syncthreads();
-    if (thread <
-        kStage) {  // beyond the last row stands that row, times 0: no branch, that loads go out together
+    // Beyond the last row stands that row, times 0: no branch, that loads go out together.
+    if (thread < kStage) {
       const int r = range.at(from + (thread < count ? thread : count - 1));
       row[thread] = r, value[thread] = thread < count ? h[r] : T(0);
     }
@@ -106,17 +145,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
     if (d >= D) continue;
     for (int i = warp * kFlight; i < count; i += kColumnWarps * kFlight) {
       W loaded[kFlight][kPack];
-#pragma unroll
-      for (int r = 0; r < kFlight; ++r) {
-        const W* from_w = w + static_cast<int64_t>(row[i + r]) * D + d;
-        if constexpr (kPack == 1) {
-          loaded[r][0] = from_w[0];
-        } else {
-          const Pack<W> pack = load16_once(from_w);
-#pragma unroll
-          for (int k = 0; k < kPack; ++k) loaded[r][k] = pack.at[k];
-        }
-      }
+      load_rows(loaded, w + d, D, row + i);
 #pragma unroll
       for (int r = 0; r < kFlight; ++r) {
 #pragma unroll
@@ -124,20 +153,8 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
       }
     }
   }
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < kPack; ++k) sums[warp][lane * kPack + k] = sum[k];
-  __syncthreads();
-  for (int c = thread; c < kWarp * kPack && tile + c < D; c += kColumnWarps * kWarp) {
-    T total = sums[0][c];
-#pragma unroll
-    for (int i = 1; i < kColumnWarps; ++i) total += sums[i][c];
-    if constexpr (kAtomic) {
-      if (total != T(0)) atomicAdd(&parts[tile + c], total);
-    } else {
-      parts[static_cast<int64_t>(blockIdx.y) * D + tile + c] = total;
-    }
-  }
+  T* to = kAtomic ? parts : parts + static_cast<int64_t>(blockIdx.y) * D;
+  write_columns<kAtomic>(to + tile, sums, sum, D - tile);
 }
 
 // out[c] = sum over i < count of parts[i, c], or added to it. A block takes kWarp columns; its warps take every

@@ -285,6 +285,9 @@ void fill_cuda_router(Ops&);     // router.cu
 void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 void fill_cuda_grouped(Ops&);    // grouped.cu
+// to[i] = from[i] rounded for i < n, and 0 up to `all`, which may exceed n where n is a multiple of 4; to begins
+// at a multiple of 16 bytes.  (linear.cu)
+void round_to_bf16(Ctx&, bf16* to, const float* from, int64_t n, int64_t all = 0);
 // Variant bf16: factors of products of floats are rounded to it.
 void round_cuda_products(Ops&);   // linear.cu
 void round_cuda_attention(Ops&);  // attention.cu

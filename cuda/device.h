@@ -132,13 +132,6 @@ __device__ __forceinline__ Pack<T> load16_once(const T* p) {
   return pack;
 }
 
-// Asks for what is needed soon; nobody waits.
-__device__ __forceinline__ void prefetch([[maybe_unused]] const void* p) {
-#ifndef LTE_SIMT
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#endif
-}
-
 // == Sums and maxima; every thread gets the result, the order of additions is fixed
 
 template <class T>

@@ -48,7 +48,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   const int64_t tiles = pieces(f.D, kWarp * (f.vector ? kPack : 1));
   // Some eight blocks for each of the largest GPUs' multiprocessors, with 16 rows or more each.
   const int64_t splits = std::clamp<int64_t>(
-      pieces(1024, tiles), 1, std::max<int64_t>(1, f.E * f.G / (kDownWarps * kDownRows)));
+      pieces(1024, tiles), 1, std::max<int64_t>(1, f.E * f.G / (kColumnWarps * kDownRows)));
   const int64_t hidden = f.E * f.G * f.N, parts = kAtomic ? 0 : splits * f.N * f.D;
   T* h = c.workspace<T>(hidden + parts + (f.E + 1) * 4 / static_cast<int64_t>(sizeof(T)) + 1);
   T* part = h + hidden;
@@ -61,7 +61,7 @@ void few_tokens(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(splits));
   const auto down = f.vector ? few_down_kernel<kTokens, kPack, kAtomic, T, W>
                              : few_down_kernel<kTokens, 1, kAtomic, T, W>;
-  launch(down, grid, kDownWarps * kWarp, 0, c.stream, kAtomic ? out : part, h, active, total, f);
+  launch(down, grid, kColumnWarps * kWarp, 0, c.stream, kAtomic ? out : part, h, active, total, f);
   if (kAtomic) return;
   join_parts<false>(c, out, part, f.N * f.D, splits);
 }
@@ -125,11 +125,8 @@ template <bool kAtomic>
 void ffn_gathered(Ctx& ctx, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
                   Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act act) {
   with_types(out, down, [&]<class T, class W>() {
-    const auto aligned = [](const Tensor& t) {
-      return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
-    };
-    const bool vector = x.cols() % Pack<W>::kSize == 0 && aligned(x) && aligned(up) &&
-                        aligned(gate_w) && aligned(down);
+    const bool vector =
+        x.cols() % Pack<W>::kSize == 0 && aligned16(x.data, up.data, gate_w.data, down.data);
     const Gathered<T, W> f{.x = ptr<T>(x),
                            .gates = ptr<T>(gates),
                            .known = ptr<T>(known),

@@ -87,9 +87,9 @@ __global__ void few_hidden_kernel(T* h, const int32_t* active, const int32_t* to
   }
 }
 
-// The down product: kDownWarps warps a block, each with kDownRows rows in flight; kStage rows at a time
+// The down product: kColumnWarps warps a block, each with kDownRows rows in flight; kStage rows at a time
 // are laid out in shared memory.
-constexpr int kDownWarps = 4, kDownRows = 4;
+constexpr int kDownRows = 4;
 
 // sum[n, .] += h[r, n] down[row r, the lane's kPack columns] for kRows staged rows: all of them are asked
 // for before the first is used.
@@ -97,17 +97,7 @@ template <int kRows, int kTokens, int kPack, class T, class W>
 __device__ __forceinline__ void add_rows(T (&sum)[kTokens][kPack], const W* down, int D,
                                          const int32_t* row, const T* h, int N) {
   W w[kRows][kPack];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const W* from = down + static_cast<int64_t>(row[r]) * D;
-    if constexpr (kPack == 1) {
-      w[r][0] = from[0];
-    } else {
-      const Pack<W> pack = load16_once(from);
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) w[r][i] = pack.at[i];
-    }
-  }
+  load_rows(w, down, D, row);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -122,7 +112,7 @@ __device__ __forceinline__ void add_rows(T (&sum)[kTokens][kPack], const W* down
 }
 
 // parts[split, n, d] = sum over the split's rows r of h[r, n] down[r, d], or added to out by atomics.
-// Grid (tiles of kWarp kPack columns, splits). A lane owns kPack columns, a warp every kDownWarps-th
+// Grid (tiles of kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th
 // group of kDownRows rows, and the warps are added in order. The cut into splits follows from the number
 // of active experts, which is read here.
 template <int kTokens, int kPack, bool kAtomic, class T, class W>
@@ -130,7 +120,7 @@ __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, con
                                 Gathered<T, W> f) {
   LTE_SHARED(int32_t, row[kStage]);        // of down
   LTE_SHARED(T, value[kStage * kTokens]);  // h[row, n]
-  LTE_SHARED(T, sums[kDownWarps][kWarp * kPack]);
+  LTE_SHARED(T, sums[kColumnWarps][kWarp * kPack]);
   const int N = static_cast<int>(f.N), G = static_cast<int>(f.G), D = static_cast<int>(f.D);
   const int rows = *total * G;
   const int lane = lane_of_thread(), warp = warp_of_thread(), thread = thread_rank();
@@ -142,15 +132,15 @@ __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, con
   for (int from = begin; from < end; from += kStage) {
     const int count = end - from < kStage ? end - from : kStage;
     __syncthreads();
-    for (int i = thread; i < count; i += kDownWarps * kWarp) {
+    for (int i = thread; i < count; i += kColumnWarps * kWarp) {
       row[i] = active[(from + i) / G] * G + (from + i) % G;
     }
     const T* source = h + static_cast<int64_t>(from) * N;
-    for (int i = thread; i < count * N; i += kDownWarps * kWarp) value[i] = source[i];
+    for (int i = thread; i < count * N; i += kColumnWarps * kWarp) value[i] = source[i];
     __syncthreads();
     if (d >= f.D) continue;
     int i = warp * kDownRows;
-    for (; i + kDownRows <= count; i += kDownWarps * kDownRows) {
+    for (; i + kDownRows <= count; i += kColumnWarps * kDownRows) {
       add_rows<kDownRows>(sum, f.down + d, D, row + i, value + i * N, N);
     }
     for (; i < count; ++i) add_rows<1>(sum, f.down + d, D, row + i, value + i * N, N);
@@ -158,20 +148,8 @@ __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, con
 #pragma unroll
   for (int n = 0; n < kTokens; ++n) {
     if (n >= N) break;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) sums[warp][lane * kPack + i] = sum[n][i];
-    __syncthreads();
-    for (int c = thread; c < kWarp * kPack && tile + c < f.D; c += kDownWarps * kWarp) {
-      T all = sums[0][c];
-#pragma unroll
-      for (int w = 1; w < kDownWarps; ++w) all += sums[w][c];
-      if constexpr (kAtomic) {
-        if (all != T(0)) atomicAdd(&parts[n * f.D + tile + c], all);
-      } else {
-        parts[(static_cast<int64_t>(blockIdx.y) * N + n) * f.D + tile + c] = all;
-      }
-    }
+    T* to = kAtomic ? parts : parts + static_cast<int64_t>(blockIdx.y) * N * f.D;
+    write_columns<kAtomic>(to + n * f.D + tile, sums, sum[n], f.D - tile);
   }
 }
 

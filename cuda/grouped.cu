@@ -17,8 +17,6 @@ struct Pieces {
   }
 };
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // What all products over the experts of a layer share.
 template <class S>
 struct Grouped {
@@ -34,7 +32,7 @@ struct Grouped {
         bounds(p.take<int32_t>((pieces(N, kJoinRange) + 1) * E)),
         l{index, count, first, N, E, G},
         D(D_),
-        wide(D_ % Pack<S>::kSize == 0 && std::all_of(rows.begin(), rows.end(), aligned)),
+        wide(D_ % Pack<S>::kSize == 0 && std::all_of(rows.begin(), rows.end(), aligned16<void>)),
         wide_rows(G % Pack<S>::kSize == 0) {
     LTE_CHECK(N * E < (int64_t{1} << 31), "too many tokens and experts for one call");
   }
@@ -54,30 +52,24 @@ struct Grouped {
   void join_pairs(Ctx& ctx, SumOf<S>* out, const R* rows, const W* w, const SumOf<S>* gates) const {
     const dim3 grid(tiles(D, kJoinCols), tiles(l.N, kJoinRange));
     launch(join_pairs_kernel<kAdd, S, R, W>, grid, kJoinThreads, kJoinShared<S>, cuda(ctx).stream,
-           out, l, bounds, rows, w, gates, D, wide, wide_rows && aligned(rows));
+           out, l, bounds, rows, w, gates, D, wide, wide_rows && aligned16(rows));
   }
   template <class R, class X>
   void add_outer(Ctx& ctx, SumOf<S>* dw, const R* rows, const X* x) const {
     const dim3 grid(tiles(D, kOuterCols), tiles(l.E, 1), tiles(l.G, kOuterRows));
     launch(add_outer_kernel<S, R, X>, grid, kOuterThreads, 0, cuda(ctx).stream, dw, l, rows, x, D,
-           wide, wide_rows && aligned(rows));
+           wide, wide_rows && aligned16(rows));
   }
   static unsigned tiles(int64_t n, int64_t size) { return static_cast<unsigned>(pieces(n, size)); }
 };
 
-template <class S, class T>
-struct Round {
-  S* to;
-  const T* from;
-  __device__ void operator()(int64_t i) const { to[i] = rounded<S>(from[i]); }
-};
 // The numbers as S: a rounded copy at `place`, or they themselves.
 template <class S, class T>
 const S* as_factors(Ctx& ctx, S* place, const T* x, int64_t count) {
   if constexpr (std::is_same_v<S, T>) {
     return x;
   } else {
-    each(ctx, count, Round<S, T>{place, x});
+    round_to_bf16(ctx, place, x, count);
     return place;
   }
 }

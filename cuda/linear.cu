@@ -75,11 +75,10 @@ template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   CudaCtx& c = cuda(ctx);
   LTE_CHECK(a.dtype == DType::f32 && out.dtype == DType::f32, "weights of bf16 go with f32");
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned(a.data) && aligned(b.data);
+  const bool vector = p.inner % Pack<bf16>::kSize == 0 && aligned16(a.data, b.data);
   const bool by_rows = p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T;
   if (p.rows == 1 && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_N) {
-    const bool wide = p.cols % Pack<bf16>::kSize == 0 && aligned(b.data);
+    const bool wide = p.cols % Pack<bf16>::kSize == 0 && aligned16(b.data);
     const int64_t splits = column_splits(p.inner, p.cols, wide ? Pack<bf16>::kSize : 1);
     float* parts = c.workspace<float>(splits * p.cols);
     column_sums<false>(c, parts, ptr<float>(a), ptr<bf16>(b), AllRows{p.inner}, p.cols, splits,
@@ -98,7 +97,7 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
     return;
   }
   bf16* x = c.workspace<bf16>(a.size());
-  each_few<float>(ctx, a.size(), aligned16(a.data), ToBf16{x, ptr<float>(a), a.size()});
+  round_to_bf16(ctx, x, ptr<float>(a), a.size());
   multiply_bf16<kAdd>(c, p, ptr<float>(out), x, ptr<bf16>(b));
 }
 
@@ -155,7 +154,7 @@ __global__ void pad_kernel(bf16* to, const float* from, int64_t rows, int64_t co
 void round_padded(Ctx& ctx, bf16* to, const Tensor& t) {
   const int64_t rows = t.rows(), cols = t.cols(), all = padded(rows), ld = padded(cols);
   if (ld == cols) {
-    return each_few<float>(ctx, all * ld, aligned16(t.data), ToBf16{to, ptr<float>(t), t.size()});
+    return round_to_bf16(ctx, to, ptr<float>(t), t.size(), all * ld);
   }
   const dim3 grid(static_cast<unsigned>(pieces(ld, kRowPieces * kWarp)), grid_for(all, 8));
   launch(pad_kernel, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, to, ptr<float>(t), rows, cols, all,
@@ -304,8 +303,8 @@ void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
                              kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, bias);
   }
   bf16* a = c.workspace<bf16>(x.size() + (half ? 0 : w.size()));
-  each_few<float>(ctx, x.size(), true, ToBf16{a, ptr<float>(x), x.size()});
-  if (!half) each_few<float>(ctx, w.size(), true, ToBf16{a + x.size(), ptr<float>(w), w.size()});
+  round_to_bf16(ctx, a, ptr<float>(x), x.size());
+  if (!half) round_to_bf16(ctx, a + x.size(), ptr<float>(w), w.size());
   multiply_add_bias(c, p, ptr<float>(out), a, half ? w.data : a + x.size(), CUDA_R_16BF,
                     CUBLAS_COMPUTE_32F, bias);
 }
@@ -370,6 +369,11 @@ void patch_tf32(Ops& ops) {
 }
 
 }  // namespace
+
+void round_to_bf16(Ctx& ctx, bf16* to, const float* from, int64_t n, int64_t all) {
+  all = std::max(n, all);
+  each_few<float>(ctx, all, aligned16(from), ToBf16{to, from, n});
+}
 
 extern void (*const kCudaTf32)(Ops&);
 void (*const kCudaTf32)(Ops&) = patch_tf32;

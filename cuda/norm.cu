@@ -99,7 +99,7 @@ __global__ void norm_backward_kernel(T* dx, T* parts, const T* dout, const T* st
     const T mean = stats[2 * n], rstd = stats[2 * n + 1];
     T sum_g = 0, sum_gx = 0;
     for (int64_t d = own; d < D; d += step) {
-      prefetch(dx + row + d);
+      prefetch_l2(dx + row + d);
       const Few<kFew, T> dy = load_few<kFew>(dout + row + d), in = load_few<kFew>(x + row + d),
                          by = load_few<kFew>(w + d);
       Few<kFew, T> scale = load_few<kFew>(dw + d), shift = load_few<kFew>(db + d);

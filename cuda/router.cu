@@ -70,10 +70,7 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
   if (N > kRouterTokens) return false;
   with_types(x, w, [&]<class T, class W>() {
     LTE_CHECK(!b || b.dtype == x.dtype, "route_linear: x and b are not of one type");
-    const auto aligned = [](const Tensor& t) {
-      return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
-    };
-    const bool vector = D % Pack<W>::kSize == 0 && aligned(x) && aligned(w);
+    const bool vector = D % Pack<W>::kSize == 0 && aligned16(x.data, w.data);
     if constexpr (sizeof(W) == 2) {
       if (vector && fits_cores(N, D) && E >= kCoreRows) {
         launch(N <= 8 ? core_route_kernel<1> : core_route_kernel<2>,

@@ -76,7 +76,7 @@ void check_down(int64_t N, int64_t D, int64_t E, int64_t G, unsigned splits, dou
              values.data, weights.data,
              OpenRows{count.data, static_cast<int>(E), static_cast<int>(G)}, static_cast<int>(D));
     } else {
-      launch(few_down_kernel<kTokens, kPack, kAtomic, T, W>, grid, kDownWarps * kWarp, 0, nullptr,
+      launch(few_down_kernel<kTokens, kPack, kAtomic, T, W>, grid, kColumnWarps * kWarp, 0, nullptr,
              to, values.data, list.data, total.data, f);
     }
     if (!kAtomic) {
