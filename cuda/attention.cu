@@ -274,7 +274,7 @@ void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, T
 // With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
 // dQ = dS K / sqrt(C);  dK = dS' Q / sqrt(C), summed over the query heads of a key-value head.
 template <bool kCores>
-void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k, Tensor v,
                         Tensor probs, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
   if (probs.rank == 3) {
@@ -332,6 +332,7 @@ void fill_cuda_attention(Ops& ops) {
   ops.rope = rope;
   ops.store_kv = store_kv;
   ops.keeps_row_sums = [](Ctx&) { return false; };
+  ops.kept_type = [](Ctx&) { return DType::f32; };
   ops.attention = attention<false>;
   ops.attention_backward = attention_backward<false>;
 }

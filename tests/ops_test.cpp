@@ -363,8 +363,9 @@ TEST_P(OpsTest, Attention) {
     expect_close(out, want, tol(h.C + R, 2), "attention");
     expect_close(bare, want, tol(h.C + R, 2), "attention without probs");
     if (c.pos > 0) continue;
-    run({dqkv},
-        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, probs, c, h); });
+    run({dqkv}, [&](const Ops& o, Ctx& x) {
+      o.attention_backward(x, dqkv, dout, out, qkv, k, v, probs, c, h);
+    });
     expect_close(dqkv, grad, tol(h.C + R, std::max(1.0, std::min(10.0, largest(grad)))),
                  "attention_backward");
   }

@@ -64,9 +64,10 @@ TEST_P(RowSums, AttentionForwardAndBackward) {
     expect_close(sums, log_sums, tol(h.C + R, 4), "row sums");
     if (c.pos > 0) continue;
     const Tensor dout = normal({N, HC}), grad = blank({N, W}), dqkv = blank({N, W});
-    cpu.ops.attention_backward(*cpu.ctx, grad, dout, qkv, k, v, probs, c, h);
-    run({dqkv},
-        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, sums, c, h); });
+    cpu.ops.attention_backward(*cpu.ctx, grad, dout, want, qkv, k, v, probs, c, h);
+    run({dqkv}, [&](const Ops& o, Ctx& x) {
+      o.attention_backward(x, dqkv, dout, out, qkv, k, v, sums, c, h);
+    });
     const Values g = values(grad);
     expect_close(dqkv, g, tol(h.C + R, std::max(1.0, std::min(10.0, largest(g)))), "its gradient");
   }
@@ -152,9 +153,10 @@ TEST_P(RoundedRowSums, AttentionForwardAndBackward) {
     expect_within(out, want, of_out, tol(h.C + R, 4), "out");
     if (c.pos > 0) continue;
     const Tensor grad = blank({N, W}), dqkv = blank({N, W});
-    cpu.ops.attention_backward(*cpu.ctx, grad, dout, qkv, k, v, probs, c, h);
-    run({dqkv},
-        [&](const Ops& o, Ctx& x) { o.attention_backward(x, dqkv, dout, qkv, k, v, sums, c, h); });
+    cpu.ops.attention_backward(*cpu.ctx, grad, dout, want, qkv, k, v, probs, c, h);
+    run({dqkv}, [&](const Ops& o, Ctx& x) {
+      o.attention_backward(x, dqkv, dout, out, qkv, k, v, sums, c, h);
+    });
     expect_within(dqkv, grad, of_grad,
                   tol(h.C + R, std::max(1.0, std::min(10.0, largest(values(grad))))), "gradient");
   }

@@ -99,7 +99,7 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
 // With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
 // dQ = dS K / sqrt(C);  dK = dS' Q / sqrt(C), summed over the query heads that share a key-value
 // head.
-void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k, Tensor v,
                         Tensor probs, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K;
@@ -141,9 +141,9 @@ void plain_attention(Ctx& c, Tensor out, Tensor probs, Tensor qkv, Tensor k, Ten
                      HeadShape s) {
   attention(c, out, probs, qkv, k, v, chunk, s);
 }
-void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
-                              Tensor probs, Chunk chunk, HeadShape s) {
-  attention_backward(c, dqkv, dout, qkv, k, v, probs, chunk, s);
+void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k,
+                              Tensor v, Tensor probs, Chunk chunk, HeadShape s) {
+  attention_backward(c, dqkv, dout, {}, qkv, k, v, probs, chunk, s);
 }
 
 void fill_attention(Ops& ops) {
@@ -152,6 +152,7 @@ void fill_attention(Ops& ops) {
   ops.attention = attention;
   ops.attention_backward = attention_backward;
   ops.keeps_row_sums = [](Ctx&) { return false; };
+  ops.kept_type = [](Ctx&) { return DType::f32; };
 }
 
 }  // namespace lte

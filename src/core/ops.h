@@ -149,12 +149,18 @@ struct Ops {
   // out[N,HC];  probs[B,H,T,pos+T] keeps softmax(q k / sqrt(C)) for the backward pass, or is absent
   void (*attention)(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk,
                     HeadShape);
-  // dqkv[N,(H+2K)C] = gradient by q, k and v of a chunk at pos 0 that fills probs[B,H,T,T]
-  void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
-                             Tensor probs, Chunk, HeadShape);
+  // dqkv[N,(H+2K)C] = gradient by q, k and v of a chunk at pos 0 that fills probs[B,H,T,T]; out: what
+  // `attention` made
+  void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k,
+                             Tensor v, Tensor probs, Chunk, HeadShape);
   // Whether both also take probs[B,H,T] of rank 3, log(sum of exp(q k / sqrt(C))) of each row, and find
   // the probabilities again from it: the whole matrix is never written.
   bool (*keeps_row_sums)(Ctx&);
+  // In which type training keeps what products, attention and activations alone read: f32, or bf16. These then take
+  // bf16 in place of f32: `norm` and `add_norm` for out, `norm_backward_add` for dout; gemm, gemm_add (not out), `linear`
+  // and `linear_backward` for out, x, dx and dout; `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
+  // row sums or none, its backward pass, `activate` and its backward pass for all but the sums.
+  DType (*kept_type)(Ctx&);
 
   // == Feed-forward
 

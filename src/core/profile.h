@@ -36,6 +36,7 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::attention>("attention");
   f.template operator()<&Ops::attention_backward>("attention_backward");
   f.template operator()<&Ops::keeps_row_sums>("keeps_row_sums");
+  f.template operator()<&Ops::kept_type>("kept_type");
   f.template operator()<&Ops::activate>("activate");
   f.template operator()<&Ops::activate_backward>("activate_backward");
   f.template operator()<&Ops::sigmoid>("sigmoid");

@@ -129,7 +129,7 @@ void attention_backward(Pass& p, const LayerParams& w, const LayerParams& d, con
   dattended.data = p.g.dattended.data, dqkv.data = p.g.dqkv.data;
   linear_backward(p.be, dattended, false, d.proj_w, p.dx, s.attended, w.proj_w, true);
   if (d.proj_b) op.bias_backward_add(*p.be.ctx, d.proj_b, p.dx);
-  op.attention_backward(*p.be.ctx, dqkv, dattended, s.qkv, s.k, s.v, s.probs, p.chunk,
+  op.attention_backward(*p.be.ctx, dqkv, dattended, s.attended, s.qkv, s.k, s.v, s.probs, p.chunk,
                         p.c.head_shape());
   if (p.c.rope) {
     op.rope(*p.be.ctx, dqkv, p.chunk, p.c.heads + p.c.kv_heads, p.c.head_dim(), p.c.rope_theta,
