@@ -77,6 +77,14 @@ void with_types(const Tensor& t, const Tensor& weight, F&& f) {
   }
 }
 
+// Calls f.template operator()<T, S> for numbers of type T that are kept as S: the same, or bf16 for float
+// (Ops::kept_type).
+template <class F>
+void with_kept(const Tensor& t, F&& f) {
+  if (t.dtype == DType::bf16) return f.template operator()<float, bf16>();
+  with_type(t, [&]<class T>() { f.template operator()<T, T>(); });
+}
+
 // The position of a chunk as kernels have it.
 struct Position {
   int64_t pos;
@@ -112,23 +120,23 @@ void each(Ctx& ctx, int64_t n, F f) {
   launch_early(each_kernel<F>, grid_for(n, 256), 256, 0, cuda(ctx).stream, n, f);
 }
 
-// n neighbouring numbers, at most 16 bytes: one instruction moves them, where they begin at a multiple of
-// their size.
+// n neighbouring numbers, moved by one instruction for each 16 bytes, where they begin at a multiple of their size
+// or of 16 bytes.
 template <int n, class T>
-struct alignas(n * sizeof(T)) Few {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Few {
   T at[n];
 };
 template <int n, class T>
 __device__ __forceinline__ Few<n, T> load_few(const T* p) {
 #ifdef LTE_SIMT
-  simt::check_aligned(p, sizeof(Few<n, T>));
+  simt::check_aligned(p, alignof(Few<n, T>));
 #endif
   return *reinterpret_cast<const Few<n, T>*>(p);
 }
 template <int n, class T>
 __device__ __forceinline__ void store_few(T* p, const Few<n, T>& few) {
 #ifdef LTE_SIMT
-  simt::check_aligned(p, sizeof(few));
+  simt::check_aligned(p, alignof(Few<n, T>));
 #endif
   *reinterpret_cast<Few<n, T>*>(p) = few;
 }
@@ -162,21 +170,29 @@ __device__ __forceinline__ int64_t column_of(int64_t i, int64_t cols) {
   return (i | cols) >> 32 == 0 ? static_cast<uint32_t>(i) % static_cast<uint32_t>(cols) : i % cols;
 }
 
-// out[c] += sum over rows r of f(r, c), in a fixed order: pieces of rows first, then the pieces.
-template <class T, class F>
-__global__ void column_parts_kernel(T* parts, int64_t rows, int64_t cols, int64_t grain, F f) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+// parts[piece, c] = sum over the rows r of a piece of x[r, c]: a thread adds kFew neighbouring columns of every
+// eighth row, and the eight are added in order.
+template <int kFew, class T, class S>
+__global__ void column_parts_kernel(T* parts, const S* x, int64_t rows, int64_t cols,
+                                    int64_t grain) {
+  const int64_t c = (static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x) * kFew;
   const int64_t first = blockIdx.y * grain + threadIdx.y;
   const int64_t stop = rows < (blockIdx.y + 1) * grain ? rows : (blockIdx.y + 1) * grain;
-  LTE_SHARED(T, part[8][kWarp]);
-  T sum = 0;
+  LTE_SHARED(T, part[8][kWarp * kFew]);
+  T sum[kFew] = {};
 #pragma unroll 8
-  for (int64_t r = c < cols ? first : stop; r < stop; r += blockDim.y) sum += f(r, c);
-  part[threadIdx.y][threadIdx.x] = sum;
+  for (int64_t r = c < cols ? first : stop; r < stop; r += 8) {
+    const Few<kFew, S> few = load_few<kFew>(x + r * cols + c);
+    for (int j = 0; j < kFew; ++j) sum[j] += to_float(few.at[j]);
+  }
+  for (int j = 0; j < kFew; ++j) part[threadIdx.y][threadIdx.x * kFew + j] = sum[j];
   __syncthreads();
-  if (threadIdx.y == 0 && c < cols) {
-    for (unsigned y = 1; y < blockDim.y; ++y) sum += part[y][threadIdx.x];
-    parts[blockIdx.y * cols + c] = sum;
+  for (int i = thread_rank(); i < kWarp * kFew; i += 8 * kWarp) {
+    const int64_t at = static_cast<int64_t>(blockIdx.x) * kWarp * kFew + i;
+    if (at >= cols) break;
+    T all = part[0][i];
+    for (int y = 1; y < 8; ++y) all += part[y][i];
+    parts[blockIdx.y * cols + at] = all;
   }
 }
 // out[c] += the sum of parts[i, c] over i in order.
@@ -192,22 +208,20 @@ struct SumParts {
     out[c] += sum;
   }
 };
-template <class T>
-struct Element {
-  const T* x;
-  int64_t cols;
-  __device__ T operator()(int64_t r, int64_t c) const { return x[r * cols + c]; }
-};
-// Scratch from `begin` on is used, at most kColumnParts numbers a column.
-constexpr int64_t kColumnParts = 32;
-template <class T, class F>
-void add_column_sums(Ctx& ctx, T* out, int64_t rows, int64_t cols, F f, int64_t begin = 0) {
+// out[c] += sum over rows r of x[r, c], in a fixed order. Scratch from `begin` on is used, at most kColumnParts
+// numbers a column.
+constexpr int64_t kColumnParts = 64;
+template <class T, class S>
+void add_column_sums(Ctx& ctx, T* out, const S* x, int64_t rows, int64_t cols, int64_t begin = 0) {
+  constexpr int kFew = 8 / sizeof(S);
   const int64_t grain = std::max<int64_t>(64, pieces(rows, kColumnParts));
   const int64_t count = pieces(rows, grain);
   T* parts = cuda(ctx).workspace<T>(begin + count * cols) + begin;
-  const dim3 grid(static_cast<unsigned>(pieces(cols, kWarp)), static_cast<unsigned>(count));
-  launch(column_parts_kernel<T, F>, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, parts, rows, cols,
-         grain, f);
+  const bool vector = cols % kFew == 0 && aligned16(x);
+  const dim3 grid(static_cast<unsigned>(pieces(cols, vector ? kWarp * kFew : kWarp)),
+                  static_cast<unsigned>(count));
+  launch(vector ? column_parts_kernel<kFew, T, S> : column_parts_kernel<1, T, S>, grid,
+         dim3(kWarp, 8), 0, cuda(ctx).stream, parts, x, rows, cols, grain);
   each(ctx, cols, SumParts<T>{out, parts, cols, count});
 }
 
@@ -286,10 +300,10 @@ void fill_cuda_sample(Ops&);     // sample.cu
 void fill_cuda_loss(Ops&);       // loss.cu
 void fill_cuda_grouped(Ops&);    // grouped.cu
 // to[i] = from[i] rounded for i < n, and 0 up to `all`, which may exceed n where n is a multiple of 4; to begins
-// at a multiple of 16 bytes.  (linear.cu)
+// at a multiple of 16 bytes.  (rounded.cu)
 void round_to_bf16(Ctx&, bf16* to, const float* from, int64_t n, int64_t all = 0);
 // Variant bf16: factors of products of floats are rounded to it.
-void round_cuda_products(Ops&);   // linear.cu
+void round_cuda_products(Ops&);   // rounded.cu
 void round_cuda_attention(Ops&);  // attention.cu
 
 }  // namespace lte

@@ -87,6 +87,16 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// What sums are taken in, rounded to how it is kept.
+template <class T>
+__device__ __forceinline__ T from_number(float x) {
+  return from_float<T>(x);
+}
+template <class T>
+__device__ __forceinline__ T from_number(double x) {
+  return static_cast<T>(x);
+}
+
 // == 16 bytes in one instruction
 
 // As many T as 16 bytes hold: 4 float, 8 bf16, 2 double.

@@ -35,8 +35,9 @@ struct Layout {
 }  // namespace
 
 // It counts columns first: out' = op(b)' op(a)'.
-void multiply_add_bias(CudaCtx& c, const Product& p, float* out, const void* a, const void* b,
-                       cudaDataType type, cublasComputeType_t compute, const float* bias) {
+void multiply_add_bias(CudaCtx& c, const Product& p, const Tensor& out, const void* a,
+                       const void* b, cudaDataType type, cublasComputeType_t compute,
+                       const void* bias) {
   const auto layout = [&](cublasOperation_t op, int rows, int cols, int ld) {
     return op == CUBLAS_OP_N ? Layout(type, rows, cols, ld) : Layout(type, cols, rows, ld);
   };
@@ -47,12 +48,12 @@ void multiply_add_bias(CudaCtx& c, const Product& p, float* out, const void* a, 
   how.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   const Layout left = layout(p.tb, p.cols, p.inner, p.ldb),
                right = layout(p.ta, p.inner, p.rows, p.lda),
-               result(CUDA_R_32F, p.cols, p.rows, p.ldc);
+               result(out.dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F, p.cols, p.rows, p.ldc);
   const float one = 1, zero = 0;
   // A handle of cuBLAS is one of cuBLASLt.
   check_blas(cublasLtMatmul(reinterpret_cast<cublasLtHandle_t>(c.blas), how.get, &one, b, left.get,
-                            a, right.get, &zero, out, result.get, out, result.get, nullptr,
-                            c.blas_space.data.get(), c.blas_space.capacity, c.stream),
+                            a, right.get, &zero, out.data, result.get, out.data, result.get,
+                            nullptr, c.blas_space.data.get(), c.blas_space.capacity, c.stream),
              "cublasLtMatmul");
 }
 

@@ -4,56 +4,56 @@
 namespace lte {
 namespace {
 
-template <class T>
+// T: what is computed in; S: what is kept.
+template <class T, class S>
 struct Activate {
-  T* out;
-  const T *pre, *up;
+  S* out;
+  const S *pre, *up;
   Act kind;
   template <int kFew>
   __device__ void operator()(int64_t i) const {
-    Few<kFew, T> y = load_few<kFew>(pre + i);
-    for (T& x : y.at) x = act_value(kind, x);
-    if (up) {
-      const Few<kFew, T> by = load_few<kFew>(up + i);
-      for (int j = 0; j < kFew; ++j) y.at[j] *= by.at[j];
+    Few<kFew, S> y = load_few<kFew>(pre + i), by = {};
+    if (up) by = load_few<kFew>(up + i);
+    for (int j = 0; j < kFew; ++j) {
+      const T value = act_value<T>(kind, to_float(y.at[j]));
+      y.at[j] = from_number<S>(up ? value * to_float(by.at[j]) : value);
     }
     store_few(out + i, y);
   }
 };
 void activate(Ctx& ctx, Tensor out, Tensor pre, Tensor up, Act kind) {
-  with_type(out, [&]<class T>() {
-    each_few<T>(ctx, out.size(), aligned16(out.data, pre.data, up.data),
-                Activate<T>{ptr<T>(out), ptr<T>(pre), ptr<T>(up), kind});
+  with_kept(out, [&]<class T, class S>() {
+    each_few<S>(ctx, out.size(), aligned16(out.data, pre.data, up.data),
+                Activate<T, S>{ptr<S>(out), ptr<S>(pre), ptr<S>(up), kind});
   });
 }
 
-template <class T>
+template <class T, class S>
 struct ActivateBackward {
-  T *dpre, *dup;
-  const T *dout, *pre, *up;
+  S *dpre, *dup;
+  const S *dout, *pre, *up;
   Act kind;
   template <int kFew>
   __device__ void operator()(int64_t i) const {
-    const Few<kFew, T> x = load_few<kFew>(pre + i);
-    Few<kFew, T> g = load_few<kFew>(dout + i);
-    if (up) {
-      const Few<kFew, T> by = load_few<kFew>(up + i);
-      Few<kFew, T> d;
-      for (int j = 0; j < kFew; ++j) {
-        d.at[j] = g.at[j] * act_value(kind, x.at[j]), g.at[j] *= by.at[j];
-      }
-      store_few(dup + i, d);
+    const Few<kFew, S> x = load_few<kFew>(pre + i);
+    Few<kFew, S> g = load_few<kFew>(dout + i), by = {}, d;
+    if (up) by = load_few<kFew>(up + i);
+    for (int j = 0; j < kFew; ++j) {
+      const T in = to_float(x.at[j]);
+      T slope = to_float(g.at[j]);
+      if (up) d.at[j] = from_number<S>(slope * act_value(kind, in)), slope *= to_float(by.at[j]);
+      g.at[j] = from_number<S>(slope * act_slope(kind, in));
     }
-    for (int j = 0; j < kFew; ++j) g.at[j] *= act_slope(kind, x.at[j]);
+    if (up) store_few(dup + i, d);
     store_few(dpre + i, g);
   }
 };
 void activate_backward(Ctx& ctx, Tensor dpre, Tensor dup, Tensor dout, Tensor pre, Tensor up,
                        Act kind) {
-  with_type(dout, [&]<class T>() {
-    each_few<T>(ctx, dout.size(), aligned16(dpre.data, dup.data, dout.data, pre.data, up.data),
-                ActivateBackward<T>{ptr<T>(dpre), ptr<T>(dup), ptr<T>(dout), ptr<T>(pre),
-                                    ptr<T>(up), kind});
+  with_kept(dout, [&]<class T, class S>() {
+    each_few<S>(ctx, dout.size(), aligned16(dpre.data, dup.data, dout.data, pre.data, up.data),
+                ActivateBackward<T, S>{ptr<S>(dpre), ptr<S>(dup), ptr<S>(dout), ptr<S>(pre),
+                                       ptr<S>(up), kind});
   });
 }
 

@@ -29,47 +29,6 @@ __global__ void __launch_bounds__(256, 4)
   }
 }
 
-// to[i] = from[i], and 0 from n on.
-struct ToBf16 {
-  bf16* to;
-  const float* from;
-  int64_t n;
-  template <int kFew>
-  __device__ void operator()(int64_t i) const {
-    Few<kFew, bf16> out;
-    if (i < n) {
-      const Few<kFew, float> in = load_few<kFew>(from + i);
-      for (int j = 0; j < kFew; ++j) out.at[j] = from_float<bf16>(in.at[j]);
-    } else {
-      for (bf16& x : out.at) x = from_float<bf16>(0);
-    }
-    store_few(to + i, out);
-  }
-};
-
-Product product_of(const Tensor& out, const Tensor& a, bool ta, const Tensor& b, bool tb) {
-  const int64_t inner = ta ? a.rows() : a.cols();
-  LTE_CHECK((ta ? a.cols() : a.rows()) == out.rows() && (tb ? b.rows() : b.cols()) == out.cols() &&
-                (tb ? b.cols() : b.rows()) == inner,
-            "gemm: shapes do not fit");
-  LTE_CHECK(std::max({out.rows(), out.cols(), inner}) < (int64_t{1} << 31), "gemm: too large");
-  return {static_cast<int>(out.rows()),   static_cast<int>(out.cols()),
-          static_cast<int>(inner),        static_cast<int>(a.cols()),
-          static_cast<int>(b.cols()),     static_cast<int>(out.cols()),
-          ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N};
-}
-
-// out = op(a) op(b) of bf16, summed in float on tensor cores. cuBLAS counts columns first: out' = op(b)' op(a)'.
-template <bool kAdd>
-void multiply_bf16(CudaCtx& c, const Product& p, float* out, const bf16* a, const bf16* b) {
-  if (p.rows == 0 || p.cols == 0) return;
-  const float one = 1, beta = kAdd ? 1 : 0;
-  check_blas(cublasGemmEx(c.blas, p.tb, p.ta, p.cols, p.rows, p.inner, &one, b, CUDA_R_16BF, p.ldb,
-                          a, CUDA_R_16BF, p.lda, &beta, out, CUDA_R_32F, p.ldc, CUBLAS_COMPUTE_32F,
-                          CUBLAS_GEMM_DEFAULT),
-             "cublasGemmEx of bf16");
-}
-
 // Weights of bf16: x is rounded to bf16 too, products are summed in float on tensor cores.
 template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
@@ -98,7 +57,7 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   }
   bf16* x = c.workspace<bf16>(a.size());
   round_to_bf16(ctx, x, ptr<float>(a), a.size());
-  multiply_bf16<kAdd>(c, p, ptr<float>(out), x, ptr<bf16>(b));
+  multiply_bf16(c, p, out.data, CUDA_R_32F, x, ptr<bf16>(b), kAdd);
 }
 
 // cuBLAS counts columns first: out' = op(b)' op(a)'.
@@ -124,195 +83,28 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
       "cublasGemmEx");
 }
 
-// == Variant bf16: factors of floats, rounded on the way. Copies of both are 2 bytes a number more to write
-// and to read; those of weights are made again at every product: nobody tells when weights change.
-
-// cuBLAS is several times slower where rows, or the length of what is contiguous, are no multiples of 16
-// bytes. Copies therefore are padded with zeros, which add nothing to a sum, to multiples of 8 both ways.
-int64_t padded(int64_t n) { return pieces(n, 8) * 8; }
-int64_t padded_size(const Tensor& t) { return padded(t.rows()) * padded(t.cols()); }
-
-constexpr int kRowPieces = 8;  // elements of a row that a lane copies
-__global__ void pad_kernel(bf16* to, const float* from, int64_t rows, int64_t cols, int64_t all,
-                           int64_t ld) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRowPieces * kWarp + threadIdx.x;
-  for (int64_t r = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; r < all;
-       r += static_cast<int64_t>(gridDim.y) * blockDim.y) {
-    float x[kRowPieces];
-#pragma unroll
-    for (int k = 0; k < kRowPieces; ++k) {
-      const int64_t c = first + k * kWarp;
-      x[k] = r < rows && c < cols ? from[r * cols + c] : 0.0f;
-    }
-#pragma unroll
-    for (int k = 0; k < kRowPieces; ++k) {
-      const int64_t c = first + k * kWarp;
-      if (c < ld) to[r * ld + c] = from_float<bf16>(x[k]);
-    }
-  }
-}
-void round_padded(Ctx& ctx, bf16* to, const Tensor& t) {
-  const int64_t rows = t.rows(), cols = t.cols(), all = padded(rows), ld = padded(cols);
-  if (ld == cols) {
-    return round_to_bf16(ctx, to, ptr<float>(t), t.size(), all * ld);
-  }
-  const dim3 grid(static_cast<unsigned>(pieces(ld, kRowPieces * kWarp)), grid_for(all, 8));
-  launch(pad_kernel, grid, dim3(kWarp, 8), 0, cuda(ctx).stream, to, ptr<float>(t), rows, cols, all,
-         ld);
-}
-
-// How many floats lie before the first at a multiple of 16 bytes.
-__host__ __device__ __forceinline__ int floats_before(const float* p) {
-  return static_cast<int>(-(reinterpret_cast<uintptr_t>(p) / sizeof(float)) & 3);
-}
-// The columns of out = a b' that lie before the first and after the last whole 16 bytes of their row, at most
-// 6: a warp a row. a[rows,ld] b[cols,ld], where ld is a multiple of 8 and the padding 0.
-template <bool kAdd>
-__global__ void edge_columns_kernel(float* out, const bf16* a, const bf16* b, int64_t rows,
-                                    int64_t cols, int64_t ld) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_of_thread();
-  if (r >= rows) return;  // a whole warp
-  const int before = floats_before(out + r * cols);
-  const int edges = before + static_cast<int>((cols - before) % 4);
-  for (int e = 0; e < edges; ++e) {
-    const int64_t c = e < before ? e : cols - edges + e;
-    float sum = 0;
-    for (int64_t i = lane_of_thread() * 8; i < ld; i += kWarp * 8) {
-      const Pack<bf16> x = load16(a + r * ld + i), y = load16(b + c * ld + i);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) sum += to_float(x.at[k]) * to_float(y.at[k]);
-    }
-    sum = warp_sum(sum);
-    if (lane_of_thread() == 0) out[r * cols + c] = kAdd ? out[r * cols + c] + sum : sum;
-  }
-}
-
-// Products of padded copies. From so many elements of out on, several aligned products take less time than
-// one that is not.
-constexpr int64_t kLargeProduct = int64_t{1} << 20;
-template <bool kAdd>
-void multiply_padded(CudaCtx& c, const Tensor& t, const bf16* a, const bf16* b, Product p) {
-  float* out = ptr<float>(t);
-  p.inner = static_cast<int>(padded(p.inner));
-  p.lda = static_cast<int>(padded(p.lda)), p.ldb = static_cast<int>(padded(p.ldb));
-  const bool large = t.size() >= kLargeProduct;
-  if (large && p.cols % 4 != 0 && p.ta == CUBLAS_OP_N && p.tb == CUBLAS_OP_T) {
-    // Rows of logits, say, begin anywhere, but every second or fourth of them alike: those together are a
-    // product whose rows of out are that much further apart, from their first whole 16 bytes on.
-    const int apart = p.cols % 2 == 0 ? 2 : 4;
-    for (int q = 0; q < apart; ++q) {
-      float* row = out + int64_t{q} * p.cols;
-      const int before = floats_before(row);
-      Product some = p;
-      some.rows = (p.rows - q + apart - 1) / apart, some.cols = (p.cols - before) / 4 * 4;
-      some.lda = apart * p.lda, some.ldc = apart * p.ldc;
-      multiply_bf16<kAdd>(c, some, row + before, a + int64_t{q} * p.lda,
-                          b + int64_t{before} * p.ldb);
-    }
-    launch(edge_columns_kernel<kAdd>, static_cast<unsigned>(pieces(p.rows, 8)), 256, 0, c.stream,
-           out, a, b, p.rows, p.cols, p.inner);
-    return;
-  }
-  if (const int rest = p.rows % 8; large && rest != 0 && p.ta == CUBLAS_OP_T) {
-    // Rows of out lie along rows of a: the last few alone.
-    p.rows -= rest;
-    multiply_bf16<kAdd>(c, p, out, a, b);
-    out += int64_t{p.rows} * p.ldc, a += p.rows, p.rows = rest;
-  }
-  multiply_bf16<kAdd>(c, p, out, a, b);
-}
-
-bool rounds(const Tensor& out, const Tensor& w) {
-  return out.dtype != DType::f64 && w.dtype != DType::bf16;
-}
-void check_floats(std::initializer_list<Tensor> tensors) {
-  for (const Tensor& t : tensors) LTE_CHECK(t.dtype == DType::f32, "gemm: types do not fit");
-}
-
-template <bool kAdd>
-void gemm_rounded(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
-  if (!rounds(out, b)) return gemm<kAdd, false>(ctx, out, a, ta, b, tb);
-  const Product p = product_of(out, a, ta, b, tb);
-  if (p.rows == 0 || p.cols == 0) return;
-  check_floats({out, a, b});
-  CudaCtx& c = cuda(ctx);
-  bf16* x = c.workspace<bf16>(padded_size(a) + padded_size(b));
-  bf16* y = x + padded_size(a);
-  round_padded(ctx, x, a), round_padded(ctx, y, b);
-  multiply_padded<kAdd>(c, out, x, y, p);
-}
-
-// Rounds dout once for both products.
-void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x, Tensor w,
-                     bool tw) {
-  const Product by_x = product_of(dx, dout, false, w, !tw);
-  const Product by_w =
-      tw ? product_of(dw, dout, true, x, false) : product_of(dw, x, true, dout, false);
-  if (!rounds(dx, w)) {
-    (add_dx ? gemm<true, false> : gemm<false, false>)(ctx, dx, dout, false, w, !tw);
-    return gemm<true, false>(ctx, dw, tw ? dout : x, true, tw ? x : dout, false);
-  }
-  check_floats({dx, dw, dout, x, w});
-  CudaCtx& c = cuda(ctx);
-  bf16* d = c.workspace<bf16>(padded_size(dout) + std::max(padded_size(w), padded_size(x)));
-  bf16* other = d + padded_size(dout);
-  round_padded(ctx, d, dout), round_padded(ctx, other, w);
-  (add_dx ? multiply_padded<true> : multiply_padded<false>)(c, dx, d, other, by_x);
-  round_padded(ctx, other, x);
-  multiply_padded<true>(c, dw, tw ? d : other, tw ? other : d, by_w);
-}
-
-template <class T, class W>
-struct AddBias {
-  T* x;
-  const W* b;
-  int64_t cols;
-  template <int kFew>
-  __device__ void operator()(int64_t i) const {
-    Few<kFew, T> y = load_few<kFew>(x + i);
-    const Few<kFew, W> by = load_few<kFew>(b + column_of(i, cols));
-    for (int j = 0; j < kFew; ++j) y.at[j] += to_float(by.at[j]);
-    store_few(x + i, y);
-  }
-};
-void bias_add(Ctx& ctx, Tensor x, Tensor b) {
-  with_types(x, b, [&]<class T, class W>() {
-    const bool vector = x.cols() % Pack<T>::kSize == 0 && aligned16(x.data, b.data);
-    each_few<T>(ctx, x.size(), vector, AddBias<T, W>{ptr<T>(x), ptr<W>(b), x.cols()});
-  });
-}
-
-// x w' + b by one launch where cuBLAS multiplies: floats, rounded first in variant bf16, or many rows by weights
-// of bf16.
-template <bool kTf32, bool kRound>
+// x w' + b by one launch where cuBLAS multiplies: floats, or many rows by weights of bf16, for which x is rounded.
+template <bool kTf32>
 void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
   CudaCtx& c = cuda(ctx);
   const Product p = product_of(out, x, false, w, true);
-  const bool half = w.dtype == DType::bf16, round = kRound && rounds(out, w);
-  const bool here = out.dtype == DType::f32 && b.dtype == DType::f32 && p.rows > kFewTokens &&
-                    p.cols % 4 == 0 && p.inner % 8 == 0 &&
-                    aligned16(out.data, x.data, w.data, b.data);
-  if (!here) {
-    (kRound ? gemm_rounded<false> : gemm<false, kTf32>)(ctx, out, x, false, w, true);
+  if (out.dtype != DType::f32 || !fits_epilogue(p, out, x, w, b)) {
+    gemm<false, kTf32>(ctx, out, x, false, w, true);
     return bias_add(ctx, out, b);
   }
   LTE_CHECK(x.dtype == DType::f32, "linear: types do not fit");
-  const auto* bias = ptr<const float>(b);
-  if (!half && !round) {
-    return multiply_add_bias(c, p, ptr<float>(out), x.data, w.data, CUDA_R_32F,
-                             kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, bias);
+  if (w.dtype == DType::bf16) {
+    bf16* a = c.workspace<bf16>(x.size());
+    round_to_bf16(ctx, a, ptr<float>(x), x.size());
+    return multiply_add_bias(c, p, out, a, w.data, CUDA_R_16BF, CUBLAS_COMPUTE_32F, b.data);
   }
-  bf16* a = c.workspace<bf16>(x.size() + (half ? 0 : w.size()));
-  round_to_bf16(ctx, a, ptr<float>(x), x.size());
-  if (!half) round_to_bf16(ctx, a + x.size(), ptr<float>(w), w.size());
-  multiply_add_bias(c, p, ptr<float>(out), a, half ? w.data : a + x.size(), CUDA_R_16BF,
-                    CUBLAS_COMPUTE_32F, bias);
+  multiply_add_bias(c, p, out, x.data, w.data, CUDA_R_32F,
+                    kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, b.data);
 }
 
 void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
-  with_type(dout, [&]<class T>() {
-    add_column_sums<T>(ctx, ptr<T>(db), dout.rows(), dout.cols(),
-                       Element<T>{ptr<T>(dout), dout.cols()});
+  with_kept(dout, [&]<class T, class S>() {
+    add_column_sums<T>(ctx, ptr<T>(db), ptr<S>(dout), dout.rows(), dout.cols());
   });
 }
 
@@ -365,28 +157,46 @@ void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
 }
 
 void patch_tf32(Ops& ops) {
-  ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>, ops.linear = linear<true, false>;
+  ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>, ops.linear = linear<true>;
 }
 
+template <class T, class W>
+struct AddBias {
+  T* x;
+  const W* b;
+  int64_t cols;
+  template <int kFew>
+  __device__ void operator()(int64_t i) const {
+    Few<kFew, T> y = load_few<kFew>(x + i);
+    const Few<kFew, W> by = load_few<kFew>(b + column_of(i, cols));
+    for (int j = 0; j < kFew; ++j) y.at[j] = from_number<T>(to_float(y.at[j]) + to_float(by.at[j]));
+    store_few(x + i, y);
+  }
+};
 }  // namespace
 
-void round_to_bf16(Ctx& ctx, bf16* to, const float* from, int64_t n, int64_t all) {
-  all = std::max(n, all);
-  each_few<float>(ctx, all, aligned16(from), ToBf16{to, from, n});
+void plain_gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+  (add ? gemm<true, false> : gemm<false, false>)(ctx, out, a, ta, b, tb);
+}
+
+void bias_add(Ctx& ctx, Tensor x, Tensor b) {
+  const auto run = [&]<class T, class W>() {
+    const bool vector = x.cols() % Pack<T>::kSize == 0 && aligned16(x.data, b.data);
+    each_few<T>(ctx, x.size(), vector, AddBias<T, W>{ptr<T>(x), ptr<W>(b), x.cols()});
+  };
+  if (x.dtype == DType::bf16) {
+    LTE_CHECK(b.dtype == DType::f32, "bias_add: types do not fit");
+    return run.operator()<bf16, float>();
+  }
+  with_types(x, b, run);
 }
 
 extern void (*const kCudaTf32)(Ops&);
 void (*const kCudaTf32)(Ops&) = patch_tf32;
 
-void round_cuda_products(Ops& ops) {
-  ops.gemm = gemm_rounded<false>, ops.gemm_add = gemm_rounded<true>;
-  ops.linear = linear<false, true>;
-  ops.linear_backward = linear_backward;
-}
-
 void fill_cuda_linear(Ops& ops) {
   ops.gemm = gemm<false, false>;
-  ops.linear = linear<false, false>;
+  ops.linear = linear<false>;
   ops.gemm_add = gemm<true, false>;
   ops.bias_add = bias_add;
   ops.bias_backward_add = bias_backward_add;

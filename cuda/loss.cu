@@ -33,18 +33,20 @@ __device__ SoftmaxOf<T> softmax_of(const T* z, int64_t V) {
 }
 
 // A block walks over rows: so few are under way that the second reading of one finds it in the L2 cache.
-template <class T>
+// dlogits[N,ld], of ld - V columns more than logits, which become 0.
+template <class T, class S>
 __global__ void __launch_bounds__(1024)
-    cross_entropy_kernel(T* loss, T* dlogits, const T* logits, const int32_t* targets, int64_t N,
-                         int64_t V, T scale) {
+    cross_entropy_kernel(T* loss, S* dlogits, const T* logits, const int32_t* targets, int64_t N,
+                         int64_t V, int64_t ld, T scale) {
   const int64_t step = blockDim.x;
   for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
     const int32_t target = targets[n];
     const T* z = logits + n * V;
-    T* d = dlogits ? dlogits + n * V : nullptr;
+    S* d = dlogits ? dlogits + n * ld : nullptr;
+    const int64_t zeros = target < 0 ? 0 : V;  // from there on
+    for (int64_t v = zeros + threadIdx.x; d && v < ld; v += step) d[v] = from_number<S>(T(0));
     if (target < 0) {  // all threads of the block
       if (threadIdx.x == 0) loss[n] = 0;
-      for (int64_t v = threadIdx.x; d && v < V; v += step) d[v] = 0;
       continue;
     }
     const SoftmaxOf<T> s = softmax_of(z, V);
@@ -60,7 +62,8 @@ __global__ void __launch_bounds__(1024)
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         const int64_t v = first + k * step;
-        if (v < V) __stcs(d + v, exp_of(x[k] - s.top) * factor - (v == target ? scale : T(0)));
+        const T gradient = exp_of(x[k] - s.top) * factor - (v == target ? scale : T(0));
+        if (v < V) __stcs(d + v, from_number<S>(gradient));
       }
     }
   }
@@ -68,38 +71,45 @@ __global__ void __launch_bounds__(1024)
 
 void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
                    double scale) {
-  const int64_t N = logits.rows(), V = logits.cols();
+  const int64_t N = logits.rows(), V = logits.cols(), ld = dlogits ? dlogits.cols() : V;
   if (N == 0) return;
+  const bool half = dlogits.dtype == DType::bf16;
+  LTE_CHECK(half ? logits.dtype == DType::f32 && ld >= V : ld == V,
+            "cross_entropy: shapes do not fit");
   CudaCtx& c = cuda(ctx);
   const int32_t* target = device_list(c, targets);
   // 1024 threads a multiprocessor, in one block where rows are long.
   const int64_t threads = std::clamp<int64_t>(pieces(V, kAhead * kWarp), 1, 32) * kWarp;
   const int64_t blocks = std::min(N, c.multiprocessors * (1024 / threads));
-  with_type(logits, [&]<class T>() {
-    launch(cross_entropy_kernel<T>, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           0, c.stream, ptr<T>(loss), ptr<T>(dlogits), ptr<T>(logits), target, N, V,
-           static_cast<T>(scale));
-  });
+  const auto run = [&]<class T, class S>() {
+    launch(cross_entropy_kernel<T, S>, static_cast<unsigned>(blocks),
+           static_cast<unsigned>(threads), 0, c.stream, ptr<T>(loss), ptr<S>(dlogits),
+           ptr<T>(logits), target, N, V, ld, static_cast<T>(scale));
+  };
+  if (half) return run.operator()<float, bf16>();
+  with_type(logits, [&]<class T>() { run.template operator()<T, T>(); });
 }
 
-template <class T>
-__global__ void distill_kernel(T* dlogits, const T* logits, const T* teacher,
-                               const int32_t* targets, int64_t V, T w) {
+template <class T, class S>
+__global__ void distill_kernel(S* dlogits, const T* logits, const T* teacher,
+                               const int32_t* targets, int64_t V, int64_t ld, T w) {
   if (targets[blockIdx.x] < 0) return;
   const T *z = logits + blockIdx.x * V, *y = teacher + blockIdx.x * V;
   const SoftmaxOf<T> p = softmax_of(z, V), q = softmax_of(y, V);
-  T* d = dlogits + blockIdx.x * V;
+  S* d = dlogits + blockIdx.x * ld;
   for (int64_t v = threadIdx.x; v < V; v += blockDim.x) {
-    d[v] += w * (exp_of(z[v] - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
+    const T more = w * (exp_of(z[v] - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
+    d[v] = from_number<S>(to_float(d[v]) + more);
   }
 }
 
 void distill_add(Ctx& ctx, Tensor dlogits, Tensor logits, Tensor teacher, Tensor targets,
                  double w) {
   const int32_t* target = device_list(cuda(ctx), targets);
-  with_type(logits, [&]<class T>() {
-    launch_rows(ctx, distill_kernel<T>, logits.rows(), logits.cols(), ptr<T>(dlogits),
-                ptr<T>(logits), ptr<T>(teacher), target, logits.cols(), static_cast<T>(w));
+  with_kept(dlogits, [&]<class T, class S>() {
+    launch_rows(ctx, distill_kernel<T, S>, logits.rows(), logits.cols(), ptr<S>(dlogits),
+                ptr<T>(logits), ptr<T>(teacher), target, logits.cols(), dlogits.cols(),
+                static_cast<T>(w));
   });
 }
 

@@ -200,6 +200,7 @@ inline Backend open_late() {
   visit_ops([&]<auto kEntry>(const char*) {
     using Entry = decltype(kEntry);
     if constexpr (!std::is_same_v<Entry, decltype(&Ops::keeps_row_sums)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::kept_type)> &&
                   !std::is_same_v<Entry, decltype(&Ops::record)> &&
                   !std::is_same_v<Entry, decltype(&Ops::replay)> &&
                   !std::is_same_v<Entry, decltype(&Ops::route_linear)> &&
@@ -210,6 +211,7 @@ inline Backend open_late() {
   b.ops.finish = late_finish, b.ops.copy_list = late_copy;
   b.ops.record = late_record, b.ops.replay = late_replay;
   b.ops.keeps_row_sums = [](Ctx&) { return false; };
+  b.ops.kept_type = [](Ctx&) { return DType::f32; };
   b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
     return false;
   };

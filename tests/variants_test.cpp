@@ -132,7 +132,7 @@ TEST_P(VariantModel, GradientsOfTheReference) {
   const int64_t B = 3, T = 19;
   const Tensor tokens = s.ints(B * T, 16, rng), targets = s.ints(B * T, 16, rng);
   const auto gradient = [&](Backend be) {
-    State state = make_state(p, plan, B, T, T, Keep::all_layers, be.ops.keeps_row_sums(*be.ctx));
+    State state = make_state(p, plan, B, T, T, Keep::all_layers, kept_by(be));
     Gradients g = make_gradients(p, plan, state);
     const lte::Run run{Gate::hard, Exec::masked};
     const LossTerms terms{.eta = 0.3,

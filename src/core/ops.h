@@ -158,7 +158,7 @@ struct Ops {
   bool (*keeps_row_sums)(Ctx&);
   // In which type training keeps what products, attention and activations alone read: f32, or bf16. These then take
   // bf16 in place of f32: `norm` and `add_norm` for out, `norm_backward_add` for dout; gemm, gemm_add (not out), `linear`
-  // and `linear_backward` for out, x, dx and dout; `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
+  // and `linear_backward` for out, x, dx and dout (whose columns may be followed by zeros up to a multiple of 8); `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
   // row sums or none, its backward pass, `activate` and its backward pass for all but the sums.
   DType (*kept_type)(Ctx&);
 
@@ -259,7 +259,8 @@ struct Ops {
   // == Loss and update
 
   // loss[n] = -log softmax(logits[n])[target[n]];  dlogits = scale * (softmax - one hot); both 0 where
-  // target < 0; dlogits may be absent or alias logits           logits[N,V] loss[N] targets[N]
+  // target < 0; dlogits may be absent or alias logits, or (see kept_type) be of bf16, where it may have up
+  // to 7 columns more, of zeros                           logits[N,V] dlogits[N,V..] loss[N] targets[N]
   void (*cross_entropy)(Ctx&, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
                         double scale);
   // Adds w * KL(softmax(teacher) || softmax(logits)) to the gradient: dlogits += w *

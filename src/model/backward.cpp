@@ -12,7 +12,7 @@ struct Pass {
   Run run;
   const LossTerms& terms;
   Gradients& g;
-  Tensor dx, dnorm;  // [N,D]
+  Tensor dx, dnorm;  // [N,D]; dnorm is kept as the norm is whose gradient it holds
 };
 
 // Ops::linear_backward, by two products where a backend has no such entry.
@@ -108,6 +108,7 @@ void ffn_backward(Pass& p, const LayerParams& w, const LayerParams& d, const Ffn
   const Ops& op = p.be.ops;
   LTE_CHECK(plan.in_cut < 0, "backward: sparse inputs are not trained under");
   const bool routed = plan.router != RouterKind::none;
+  p.dnorm.dtype = s.norm2.dtype;
   Tensor dact = s.act, dup = s.act, dgates = s.gates;
   dact.data = p.g.dact.data, dup.data = p.g.dup.data, dgates.data = p.g.dgates.data;
   if (p.run.exec == Exec::trained && trains_gathered(plan)) {
@@ -127,6 +128,7 @@ void attention_backward(Pass& p, const LayerParams& w, const LayerParams& d, con
   const Ops& op = p.be.ops;
   Tensor dattended = s.attended, dqkv = s.qkv;
   dattended.data = p.g.dattended.data, dqkv.data = p.g.dqkv.data;
+  p.dnorm.dtype = s.norm1.dtype;
   linear_backward(p.be, dattended, false, d.proj_w, p.dx, s.attended, w.proj_w, true);
   if (d.proj_b) op.bias_backward_add(*p.be.ctx, d.proj_b, p.dx);
   op.attention_backward(*p.be.ctx, dqkv, dattended, s.attended, s.qkv, s.k, s.v, s.probs, p.chunk,
@@ -168,6 +170,7 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
   Params& d = g.d;
   g.gate = run.gate;
   op.fill(*be.ctx, g.sums, 0);
+  pass.dnorm.dtype = state.norm.dtype;
   linear_backward(be, pass.dnorm, false, d.head(), dlogits, first_rows(state.norm, N), p.head(),
                   true);
   op.fill(*be.ctx, pass.dx, 0);

@@ -47,10 +47,17 @@ struct State {
   Arena memory;
 };
 
-// Memory for chunks of up to T tokens of B sequences and a cache of S. row_sums: attention keeps [B,H,T]
-// for the backward pass in place of its probabilities; only for a backend whose ops.keeps_row_sums.
-State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep,
-                 bool row_sums = false);
+// How a backend likes what training keeps: row sums [B,H,T] of attention in place of its probabilities
+// (Ops::keeps_row_sums), and f32, or bf16 (Ops::kept_type) for norm1, qkv, attended, the cache, the last norm, the gradient
+// by the logits and, in layers without a router, norm2, up, gate and act. Models of f64 keep f64.
+struct Kept {
+  bool row_sums = false;
+  DType type = DType::f32;
+};
+Kept kept_by(const Backend&);
+
+// Memory for chunks of up to T tokens of B sequences and a cache of S.
+State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep, Kept = {});
 
 // Computes the logits of a chunk: tokens[N] (i32, sequence-major) at positions pos .. pos+T. Keys
 // and values of positions below pos must be in the cache. Never allocates model memory, never reads

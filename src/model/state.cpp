@@ -15,21 +15,29 @@ void place(Arena& arena, List&& list) {
   list([&](Tensor& t) { arena.carve(t); });
 }
 
+DType kept_type(const Params& p, Kept kept) {
+  return p.dtype == DType::f32 ? kept.type : activation_type(p.dtype);
+}
+
 void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, int64_t T, int64_t S,
-                 Keep keep, bool row_sums) {
+                 Keep keep, Kept kept) {
   const ModelConfig& c = p.cfg;
   const int64_t N = B * T, F = kept_neurons(c, f), E = experts(c, f);
   const auto make = [&](std::initializer_list<int64_t> dims) {
     return shape(activation_type(p.dtype), dims);
   };
-  l.x = l.norm1 = l.mid = l.norm2 = l.delta = make({N, c.dim});
+  const DType type = kept_type(p, kept);
+  const bool plain = f.router == RouterKind::none && f.in_cut < 0;
+  l.x = l.mid = l.delta = make({N, c.dim});
+  l.norm1 = shape(type, {N, c.dim});
+  l.norm2 = plain ? l.norm1 : l.x;
   l.stats1 = l.stats2 = make({N, 2});
-  l.qkv = make({N, c.qkv_width()});
-  l.attended = make({N, static_cast<int64_t>(c.heads) * c.head_dim()});
+  l.qkv = shape(type, {N, c.qkv_width()});
+  l.attended = shape(type, {N, static_cast<int64_t>(c.heads) * c.head_dim()});
   if (keep == Keep::all_layers)
-    l.probs = row_sums ? make({B, c.heads, T}) : make({B, c.heads, T, T});
-  l.up = l.act = make({N, F});
-  if (c.gated) l.gate = make({N, F});
+    l.probs = kept.row_sums ? make({B, c.heads, T}) : make({B, c.heads, T, T});
+  l.up = l.act = shape(l.norm2.dtype, {N, F});
+  if (c.gated) l.gate = l.up;
   if (f.router != RouterKind::none) {
     l.hidden = make({N, F});
     l.scores = l.gates = make({N, E});
@@ -39,7 +47,7 @@ void shape_layer(LayerState& l, const Params& p, const FfnPlan& f, int64_t B, in
     if (f.router == RouterKind::two_layer) l.inner = make({N, f.width});
   }
   if (f.in_cut >= 0) l.large = make({N, c.dim}), l.kept = make({N});
-  l.k = l.v = make({B, c.kv_heads, S, c.head_dim()});
+  l.k = l.v = shape(type, {B, c.kv_heads, S, c.head_dim()});
 }
 
 // The tensors that a layer may share with the next one, and those that it may not.
@@ -59,8 +67,13 @@ void each_own(LayerState& l, F&& f) {
 
 }  // namespace
 
+Kept kept_by(const Backend& be) {
+  if (!be.ops.keeps_row_sums(*be.ctx)) return {};
+  return {.row_sums = true, .type = be.ops.kept_type(*be.ctx)};
+}
+
 State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_t S, Keep keep,
-                 bool row_sums) {
+                 Kept kept) {
   const int64_t N = B * T;
   State s{.B = B,
           .T = T,
@@ -76,14 +89,15 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
   s.layer.resize(p.layer.size());
   size_t shared = 0, own = 0;
   for (size_t i = 0; i < s.layer.size(); ++i) {
-    shape_layer(s.layer[i], p, plan.layer[i], B, T, S, keep, row_sums);
+    shape_layer(s.layer[i], p, plan.layer[i], B, T, S, keep, kept);
     size_t bytes = 0;
     each_shared(s.layer[i], [&](Tensor& t) { bytes += Arena::padded(t.bytes()); });
     each_own(s.layer[i], [&](Tensor& t) { own += Arena::padded(t.bytes()); });
     shared = keep == Keep::all_layers ? shared + bytes : std::max(shared, bytes);
   }
   const DType dtype = activation_type(p.dtype);
-  s.x_out = s.norm = shape(dtype, {N, p.cfg.dim});
+  s.x_out = shape(dtype, {N, p.cfg.dim});
+  s.norm = shape(kept_type(p, kept), {N, p.cfg.dim});
   s.stats = shape(dtype, {N, 2});
   s.logits = shape(dtype, {N, p.cfg.vocab});
   s.losses = shape(dtype, {N});
@@ -121,6 +135,8 @@ Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
   for (const FfnPlan& f : plan.layer) {
     F = std::max(F, kept_neurons(p.cfg, f)), E = std::max(E, experts(p.cfg, f));
   }
+  if (s.norm.dtype == DType::bf16)  // rows of whole 16 bytes
+    g.dlogits = shape(DType::bf16, {N, (p.cfg.vocab + 7) / 8 * 8});
   g.dx = g.dnorm = shape(p.dtype, {N, D});
   g.dattended = s.layer[0].attended, g.dqkv = s.layer[0].qkv;
   g.dact = g.dup = shape(p.dtype, {N, F});

@@ -1,6 +1,8 @@
 // cuBLAS's matrix products by Eigen.
 #include <Eigen/Core>
 #include <cstring>
+#include <memory>
+#include <vector>
 
 #include "cublasLt.h"
 
@@ -177,7 +179,7 @@ struct SimtMatmul {
   cublasComputeType_t compute;
   cublasOperation_t ta = CUBLAS_OP_N, tb = CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const float* bias = nullptr;
+  const void* bias = nullptr;  // of the result's type
 };
 struct SimtLayout {
   cudaDataType type;
@@ -231,7 +233,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, cons
                               const cublasLtMatmulAlgo_t* algo, void*, size_t,
                               cudaStream_t stream) {
   if (!h || stream != h->stream || algo) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (c != d || of_c->ld != of_d->ld || of_d->type != CUDA_R_32F)
+  const bool half = of_d->type == CUDA_R_16BF;
+  if (c != d || of_c->ld != of_d->ld || (!half && of_d->type != CUDA_R_32F))
     return CUBLAS_STATUS_NOT_SUPPORTED;
   const auto rows = [](cublasOperation_t op, const SimtLayout* l) {
     return op == CUBLAS_OP_N ? l->rows : l->cols;
@@ -242,17 +245,35 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, cons
   const uint64_t m = of_d->rows, n = of_d->cols, k = cols(how->ta, of_a);
   if (rows(how->ta, of_a) != m || rows(how->tb, of_b) != k || cols(how->tb, of_b) != n)
     return CUBLAS_STATUS_INVALID_VALUE;
+  // Sums of f32 with the bias are rounded to bf16 once.
+  const bool biased = how->epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+  if (biased && !how->bias) return CUBLAS_STATUS_INVALID_VALUE;
+  const auto sums = std::make_shared<std::vector<float>>(half && biased ? m * n : 0);
+  const bool aside = !sums->empty();
+  if (aside && *static_cast<const float*>(beta) != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const int64_t ld = aside ? static_cast<int64_t>(m) : of_d->ld;
   const auto status = cublasGemmEx(
       h, how->ta, how->tb, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a,
-      of_a->type, static_cast<int>(of_a->ld), b, of_b->type, static_cast<int>(of_b->ld), beta, d,
-      CUDA_R_32F, static_cast<int>(of_d->ld), how->compute, CUBLAS_GEMM_DEFAULT);
-  if (status != CUBLAS_STATUS_SUCCESS || how->epilogue == CUBLASLT_EPILOGUE_DEFAULT) return status;
-  if (!how->bias) return CUBLAS_STATUS_INVALID_VALUE;
-  lte::simt::submit(stream, [out = static_cast<float*>(d), bias = how->bias, m, n, ld = of_d->ld] {
-    for (uint64_t j = 0; j < n; ++j) {
-      for (uint64_t i = 0; i < m; ++i)
-        out[static_cast<int64_t>(j) * ld + static_cast<int64_t>(i)] += bias[i];
-    }
-  });
+      of_a->type, static_cast<int>(of_a->ld), b, of_b->type, static_cast<int>(of_b->ld), beta,
+      aside ? sums->data() : d, aside ? CUDA_R_32F : of_d->type, static_cast<int>(ld), how->compute,
+      CUBLAS_GEMM_DEFAULT);
+  if (status != CUBLAS_STATUS_SUCCESS || !biased) return status;
+  const auto add = [&]<class T>(T* out, const float* in) {
+    lte::simt::submit(stream, [=, bias = static_cast<const T*>(how->bias), to_ld = of_d->ld] {
+      for (uint64_t j = 0; j < n; ++j) {
+        for (uint64_t i = 0; i < m; ++i) {
+          const auto row = static_cast<int64_t>(i), col = static_cast<int64_t>(j);
+          out[col * to_ld + row] =
+              static_cast<T>(in[col * ld + row] + static_cast<float>(bias[row]));
+        }
+      }
+      (void)sums;
+    });
+  };
+  if (half) {
+    add(static_cast<__nv_bfloat16*>(d), sums->data());
+  } else {
+    add(static_cast<float*>(d), static_cast<const float*>(d));
+  }
   return CUBLAS_STATUS_SUCCESS;
 }
