@@ -4,7 +4,34 @@
 namespace lte {
 namespace {
 
-constexpr int kAhead = 8;  // elements of a row that a thread reads together
+// A thread reads so many neighbours of a row at once, and so many times before it uses the first: rows of f32
+// begin anywhere, those of bf16 (S) at multiples of 16 bytes.
+template <class S>
+constexpr int kBeside = std::is_same_v<S, bf16> ? 8 : 1;
+template <class S>
+constexpr int kAhead = std::is_same_v<S, bf16> ? 2 : 8;
+
+// use(v, numbers v .. of the row z[V]) for the thread's own; what lies beyond V is the lowest number.
+template <class T, class S, class F>
+__device__ __forceinline__ void each_ahead(const S* z, int64_t V, F use) {
+  const int64_t step = blockDim.x * kBeside<S>;
+  for (int64_t first = threadIdx.x * kBeside<S>; first < V; first += kAhead<S> * step) {
+    Few<kBeside<S>, S> x[kAhead<S>];
+#pragma unroll
+    for (int k = 0; k < kAhead<S>; ++k) {
+      const int64_t v = first + k * step < V ? first + k * step : first;
+      x[k] = load_few<kBeside<S>>(z + v);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead<S>; ++k) {
+      T y[kBeside<S>];
+#pragma unroll
+      for (int j = 0; j < kBeside<S>; ++j)
+        y[j] = first + k * step + j < V ? T(to_float(x[k].at[j])) : kLowest<T>;
+      use(first + k * step, y);
+    }
+  }
+}
 
 // The row's largest number and the sum of exp(z - top): one walk, in which every thread keeps a top
 // of its own.
@@ -12,93 +39,83 @@ template <class T>
 struct SoftmaxOf {
   T top, sum;
 };
-template <class T>
-__device__ SoftmaxOf<T> softmax_of(const T* z, int64_t V) {
+template <class T, class S>
+__device__ SoftmaxOf<T> softmax_of(const S* z, int64_t V) {
   T top = kLowest<T>, sum = 0;
-  const int64_t step = blockDim.x;
-  for (int64_t first = threadIdx.x; first < V; first += kAhead * step) {
-    T x[kAhead], most = top;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      x[k] = first + k * step < V ? z[first + k * step] : kLowest<T>;
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) most = x[k] > most ? x[k] : most;
+  each_ahead<T>(z, V, [&](int64_t, const auto& x) {
+    T most = top;
+    for (T y : x) most = y > most ? y : most;
     if (most > top) sum *= exp_of(top - most), top = most;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) sum += x[k] == kLowest<T> ? T(0) : exp_of(x[k] - top);
-  }
+    for (T y : x) sum += y == kLowest<T> ? T(0) : exp_of(y - top);
+  });
   const T all = block_max(top);
   return {all, block_sum(sum == T(0) ? T(0) : sum * exp_of(top - all))};  // NaN stays NaN
 }
 
 // A block walks over rows: so few are under way that the second reading of one finds it in the L2 cache.
-// dlogits[N,ld], of ld - V columns more than logits, which become 0.
+// logits,dlogits[N,ld]: beyond V a gradient is 0.
 template <class T, class S>
 __global__ void __launch_bounds__(1024)
-    cross_entropy_kernel(T* loss, S* dlogits, const T* logits, const int32_t* targets, int64_t N,
+    cross_entropy_kernel(T* loss, S* dlogits, const S* logits, const int32_t* targets, int64_t N,
                          int64_t V, int64_t ld, T scale) {
-  const int64_t step = blockDim.x;
   for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
     const int32_t target = targets[n];
-    const T* z = logits + n * V;
+    const S* z = logits + n * ld;
     S* d = dlogits ? dlogits + n * ld : nullptr;
-    const int64_t zeros = target < 0 ? 0 : V;  // from there on
-    for (int64_t v = zeros + threadIdx.x; d && v < ld; v += step) d[v] = from_number<S>(T(0));
     if (target < 0) {  // all threads of the block
       if (threadIdx.x == 0) loss[n] = 0;
+      for (int64_t v = threadIdx.x; d && v < ld; v += blockDim.x) d[v] = from_number<S>(T(0));
       continue;
     }
-    const SoftmaxOf<T> s = softmax_of(z, V);
-    if (threadIdx.x == 0) loss[n] = log_of(s.sum) + s.top - z[target];
+    const SoftmaxOf<T> s = softmax_of<T>(z, V);
+    if (threadIdx.x == 0) loss[n] = log_of(s.sum) + s.top - to_float(z[target]);
+    if (!d) continue;
     __syncthreads();  // z[target] was read: dlogits may lie over logits
     const T factor = scale / s.sum;
-    for (int64_t first = threadIdx.x; d && first < V; first += kAhead * step) {
-      T x[kAhead];
+    each_ahead<T>(z, V, [&](int64_t v, const auto& x) {
+      if (v >= V) return;
+      Few<kBeside<S>, S> few;
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (first + k * step < V) x[k] = __ldcs(z + first + k * step);
+      for (int j = 0; j < kBeside<S>; ++j) {
+        const T own = v + j == target ? scale : T(0);
+        few.at[j] = from_number<S>(v + j < V ? exp_of(x[j] - s.top) * factor - own : T(0));
       }
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const int64_t v = first + k * step;
-        const T gradient = exp_of(x[k] - s.top) * factor - (v == target ? scale : T(0));
-        if (v < V) __stcs(d + v, from_number<S>(gradient));
-      }
-    }
+      store_few(d + v, few);
+    });
   }
 }
 
 void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
-                   double scale) {
-  const int64_t N = logits.rows(), V = logits.cols(), ld = dlogits ? dlogits.cols() : V;
+                   double scale, int64_t V) {
+  const int64_t N = logits.rows(), ld = logits.cols();
   if (N == 0) return;
-  const bool half = dlogits.dtype == DType::bf16;
-  LTE_CHECK(half ? logits.dtype == DType::f32 && ld >= V : ld == V,
+  const bool half = logits.dtype == DType::bf16;
+  LTE_CHECK((half ? ld == pieces(V, 8) * 8 && aligned16(logits.data, dlogits.data) : ld == V) &&
+                (!dlogits || (dlogits.cols() == ld && dlogits.dtype == logits.dtype)),
             "cross_entropy: shapes do not fit");
   CudaCtx& c = cuda(ctx);
   const int32_t* target = device_list(c, targets);
   // 1024 threads a multiprocessor, in one block where rows are long.
-  const int64_t threads = std::clamp<int64_t>(pieces(V, kAhead * kWarp), 1, 32) * kWarp;
+  const int64_t threads = std::clamp<int64_t>(pieces(V, 8 * kWarp), 1, 32) * kWarp;
   const int64_t blocks = std::min(N, c.multiprocessors * (1024 / threads));
-  const auto run = [&]<class T, class S>() {
+  with_kept(logits, [&]<class T, class S>() {
     launch(cross_entropy_kernel<T, S>, static_cast<unsigned>(blocks),
            static_cast<unsigned>(threads), 0, c.stream, ptr<T>(loss), ptr<S>(dlogits),
-           ptr<T>(logits), target, N, V, ld, static_cast<T>(scale));
-  };
-  if (half) return run.operator()<float, bf16>();
-  with_type(logits, [&]<class T>() { run.template operator()<T, T>(); });
+           ptr<S>(logits), target, N, V, ld, static_cast<T>(scale));
+  });
 }
 
+// teacher[N,V] logits,dlogits[N,ld]
 template <class T, class S>
-__global__ void distill_kernel(S* dlogits, const T* logits, const T* teacher,
+__global__ void distill_kernel(S* dlogits, const S* logits, const T* teacher,
                                const int32_t* targets, int64_t V, int64_t ld, T w) {
   if (targets[blockIdx.x] < 0) return;
-  const T *z = logits + blockIdx.x * V, *y = teacher + blockIdx.x * V;
-  const SoftmaxOf<T> p = softmax_of(z, V), q = softmax_of(y, V);
+  const S* z = logits + blockIdx.x * ld;
+  const T* y = teacher + blockIdx.x * V;
+  const SoftmaxOf<T> p = softmax_of<T>(z, V), q = softmax_of<T>(y, V);
   S* d = dlogits + blockIdx.x * ld;
   for (int64_t v = threadIdx.x; v < V; v += blockDim.x) {
-    const T more = w * (exp_of(z[v] - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
+    const T more = w * (exp_of(T(to_float(z[v])) - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
     d[v] = from_number<S>(to_float(d[v]) + more);
   }
 }
@@ -106,10 +123,10 @@ __global__ void distill_kernel(S* dlogits, const T* logits, const T* teacher,
 void distill_add(Ctx& ctx, Tensor dlogits, Tensor logits, Tensor teacher, Tensor targets,
                  double w) {
   const int32_t* target = device_list(cuda(ctx), targets);
-  with_kept(dlogits, [&]<class T, class S>() {
-    launch_rows(ctx, distill_kernel<T, S>, logits.rows(), logits.cols(), ptr<S>(dlogits),
-                ptr<T>(logits), ptr<T>(teacher), target, logits.cols(), dlogits.cols(),
-                static_cast<T>(w));
+  const int64_t V = teacher.cols();
+  with_kept(logits, [&]<class T, class S>() {
+    launch_rows(ctx, distill_kernel<T, S>, logits.rows(), V, ptr<S>(dlogits), ptr<S>(logits),
+                ptr<T>(teacher), target, V, logits.cols(), static_cast<T>(w));
   });
 }
 

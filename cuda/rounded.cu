@@ -30,7 +30,9 @@ int64_t padded(int64_t n) { return pieces(n, 8) * 8; }
 bool is_factor(const Tensor& t) {
   return t.dtype == DType::bf16 && t.rows() % 8 == 0 && t.cols() % 8 == 0 && aligned16(t.data);
 }
-int64_t copy_size(const Tensor& t) { return is_factor(t) ? 0 : padded(t.rows()) * padded(t.cols()); }
+int64_t copy_size(const Tensor& t) {
+  return is_factor(t) ? 0 : padded(t.rows()) * padded(t.cols());
+}
 
 constexpr int kRowPieces = 8;  // elements of a row that a lane copies
 template <class T>
@@ -141,10 +143,21 @@ void check_types(std::initializer_list<Tensor> kept, std::initializer_list<Tenso
   for (const Tensor& t : weights) LTE_CHECK(t.dtype == DType::f32, "gemm: types do not fit");
 }
 
+// Rows may be longer than their product's, by zeros.
+void check_wide(const Tensor& t, const Tensor& inside) {
+  LTE_CHECK(
+      t.cols() == inside.cols() || (t.dtype == DType::bf16 && t.cols() == padded(inside.cols())),
+      "gemm: shapes do not fit");
+}
+
 template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   if (!rounds(out, b)) return plain_gemm(ctx, out, a, ta, b, tb, kAdd);
-  const Product p = product_of(out, a, ta, b, tb);
+  Tensor inside = out;  // without columns of zeros, which are written as products by padding
+  inside.dim[out.rank - 1] = tb ? b.rows() : b.cols();
+  check_wide(out, inside);
+  Product p = product_of(inside, a, ta, b, tb);
+  p.cols = p.ldc = static_cast<int>(out.cols());
   if (p.rows == 0 || p.cols == 0) return;
   check_types({out, a}, {b});
   CudaCtx& c = cuda(ctx);
@@ -162,9 +175,7 @@ void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, T
   }
   Tensor inside = dout;  // without columns of zeros
   inside.dim[dout.rank - 1] = tw ? w.rows() : w.cols();
-  LTE_CHECK(dout.cols() == inside.cols() ||
-                (dout.dtype == DType::bf16 && dout.cols() == padded(inside.cols())),
-            "linear_backward: shapes do not fit");
+  check_wide(dout, inside);
   Product by_x = product_of(dx, inside, false, w, !tw);
   Product by_w =
       tw ? product_of(dw, inside, true, x, false) : product_of(dw, x, true, inside, false);

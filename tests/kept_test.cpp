@@ -197,35 +197,56 @@ TEST_P(Kept, Activations) {
   }
 }
 
-TEST_P(Kept, GradientsByLogits) {
-  for (const Size& z : {Size{1, 1}, Size{3, 7}, Size{17, 8}, Size{9, 301}}) {
-    const int64_t N = z.rows, V = z.cols, wide = (V + 7) / 8 * 8;
+TEST_P(Kept, LogitsAndTheirGradients) {
+  for (const Size& z : {Size{1, 1}, Size{3, 7}, Size{17, 8}, Size{9, 301}, Size{3, 2500}}) {
+    const int64_t N = z.rows, V = z.cols, ld = (V + 7) / 8 * 8;
     SCOPED_TRACE(fmt::format("{} x {}", N, V));
     const Tensor logits = normal({N, V}, 2), teacher = normal({N, V}, 2), loss = blank({N}),
-                 other = blank({N});
+                 other = blank({N}), full = blank({N, V});
+    const Tensor wide = s.half(normal({N, ld}, 50)), half = s.half(blank({N, ld}));
+    s.half(logits);  // rounds it
+    for (int64_t i = 0; i < N * V; ++i)
+      wide.as<Bf16>()[i / V * ld + i % V] = to_bf16(static_cast<float>(at(logits, i)));
     Tensor targets = s.ints(N, V, rng);
     if (N > 1) targets.as<int32_t>()[1] = -1;
-    const Tensor full = blank({N, V}), half = s.half(blank({N, wide}));
-    for (const bool distilled : {false, true}) {
-      run({full, loss}, [&](const Ops& o, Ctx& c) {
-        o.cross_entropy(c, loss, full, logits, targets, 0.7);
-        if (distilled) o.distill_add(c, full, logits, teacher, targets, 0.4);
-      });
-      run({half, other}, [&](const Ops& o, Ctx& c) {
-        o.cross_entropy(c, other, half, logits, targets, 0.7);
-        if (distilled) o.distill_add(c, half, logits, teacher, targets, 0.4);
-      });
-      expect_same_bits(other, loss, "loss");
-      for (int64_t i = 0; i < N * wide; ++i) {
-        const bool inside = i % wide < V;
-        const double want = inside ? at(full, i / wide * V + i % wide) : 0,
-                     got = static_cast<double>(to_float(half.as<Bf16>()[i]));
-        // Distillation adds to what was rounded: at most 0.7 in size.
-        ASSERT_TRUE(std::abs(got - want) <=
-                    std::abs(want) / 256 + (distilled && inside ? 0.7 / 256 : 0))
-            << i << ": " << got << " against " << want;
+    const auto expect_gradient = [&](const Tensor& got, double rest) {
+      for (int64_t i = 0; i < N * ld; ++i) {
+        const bool inside = i % ld < V;
+        const double want = inside ? at(full, i / ld * V + i % ld) : 0,
+                     g = static_cast<double>(to_float(got.as<Bf16>()[i]));
+        ASSERT_TRUE(std::abs(g - want) <= std::abs(want) / 256 + (inside ? rest : 0))
+            << i << ": " << g << " against " << want;
       }
-    }
+    };
+    const double sums = tol(V, 0.5);
+    run({full, loss},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, full, logits, targets, 0.7, V); });
+    run({half, other},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, other, half, wide, targets, 0.7, V); });
+    expect_equal(other, loss, tol(V, 3), "loss");
+    expect_gradient(half, sums);
+    run({full},
+        [&](const Ops& o, Ctx& c) { o.distill_add(c, full, logits, teacher, targets, 0.4); });
+    run({half}, [&](const Ops& o, Ctx& c) { o.distill_add(c, half, wide, teacher, targets, 0.4); });
+    expect_gradient(half, sums + 0.7 / 256);  // is added to what was rounded
+    run({full, loss},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, full, logits, targets, 0.7, V); });
+    run({wide},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, other, wide, wide, targets, 0.7, V); });
+    expect_gradient(wide, sums);
+  }
+}
+
+TEST_P(Kept, ProductsWhoseRowsEndInZeros) {
+  const Both x = both({19, 24});
+  const Tensor w = normal({13, 24}), want = blank({19, 13}), wide = s.half(blank({19, 16}));
+  run({want}, [&](const Ops& o, Ctx& c) { o.gemm(c, want, x.full, false, w, true); });
+  run({wide}, [&](const Ops& o, Ctx& c) { o.gemm(c, wide, x.half, false, w, true); });
+  for (int64_t i = 0; i < wide.size(); ++i) {
+    const double expected = i % 16 < 13 ? at(want, i / 16 * 13 + i % 16) : 0,
+                 got = static_cast<double>(to_float(wide.as<Bf16>()[i]));
+    ASSERT_TRUE(std::abs(got - expected) <=
+                std::abs(expected) / 256 + (i % 16 < 13 ? tol(24, 4) : 0));
   }
 }
 

@@ -333,24 +333,28 @@ TEST_P(ExpertsTest, CrossEntropyAndDistillation) {
         kl.push_back(target < 0 ? 0 : w * (p - std::exp(at(y, n * V + v) - ytop) / ysum));
       }
     }
-    run({loss, d}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, scale); });
+    run({loss, d},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, scale, z.cols()); });
     // A loss of about 12 is the difference of numbers as large; a probability has exp of such one.
     expect_close(loss, want, tol(V, 3), "loss");
     expect_close(d, grad, tol(V, 0.5), "dlogits");
-    run({alone}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, alone, {}, z, targets, scale); });
+    run({alone},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, alone, {}, z, targets, scale, z.cols()); });
     expect_same_bits(alone, loss, "dlogits absent");
     const Tensor add = normal({N, V});
     for (size_t i = 0; i < kl.size(); ++i) kl[i] += at(add, static_cast<int64_t>(i));
     run({add}, [&](const Ops& o, Ctx& c) { o.distill_add(c, add, z, y, targets, w); });
     expect_close(add, kl, tol(V, 1), "distill_add");
-    run({loss, z}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, z, z, targets, scale); });
+    run({loss, z},
+        [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, z, z, targets, scale, z.cols()); });
     expect_close(z, grad, tol(V, 0.5), "dlogits in place of logits");
   }
 }
 
 TEST_P(ExpertsTest, LargeLogitsStayFinite) {
   const Tensor z = s.of(dtype, {1, 3}, {1000, 999, -1000}), loss = blank({1}), d = blank({1, 3});
-  run({loss, d}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, s.ints({1}), 1); });
+  run({loss, d},
+      [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, s.ints({1}), 1, z.cols()); });
   const double p = 1 / (1 + std::exp(-1.0));
   expect_close(loss, Values{std::log1p(std::exp(1.0))}, tol(1, 1000), "loss");
   expect_close(d, Values{p, -p, 0}, tol(3, 1), "dlogits");
@@ -369,7 +373,8 @@ TEST_P(ExpertsTest, ALogitThatIsNoNumberGivesALossThatIsNone) {
         for (int64_t i = row * cols; i < (row + 1) * cols; ++i)
           EXPECT_EQ(!std::isnan(at(t, i)), number) << N << " x " << V << ", NaN at " << v;
       };
-      run({loss, d}, [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, 0.5); });
+      run({loss, d},
+          [&](const Ops& o, Ctx& c) { o.cross_entropy(c, loss, d, z, targets, 0.5, z.cols()); });
       run({add}, [&](const Ops& o, Ctx& c) { o.distill_add(c, add, z, y, targets, 0.5); });
       for (int64_t n = 0; n < N; ++n) {
         expect(loss, n, 1, n != 0), expect(d, n, V, n != 0), expect(add, n, V, n != 0 && n != 2);

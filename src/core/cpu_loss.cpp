@@ -5,11 +5,11 @@ namespace lte {
 namespace {
 
 void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
-                   double scale) {
+                   double scale, int64_t V) {
   const int32_t* target = targets.as<int32_t>();
+  LTE_CHECK(logits.cols() == V, "cross_entropy: shapes do not fit");
   with_type(logits, [&]<class T>() {
     const auto z = matrix<T>(logits);
-    const int64_t V = z.cols();
     for_ranges(ctx, z.rows(), row_grain(V), [&](int64_t begin, int64_t end, int thread) {
       RowMap<T> p(cpu(ctx).workspace<T>(thread, V), V);
       for (int64_t n = begin; n < end; ++n) {

@@ -158,8 +158,10 @@ struct Ops {
   bool (*keeps_row_sums)(Ctx&);
   // In which type training keeps what products, attention and activations alone read: f32, or bf16. These then take
   // bf16 in place of f32: `norm` and `add_norm` for out, `norm_backward_add` for dout; gemm, gemm_add (not out), `linear`
-  // and `linear_backward` for out, x, dx and dout (whose columns may be followed by zeros up to a multiple of 8); `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
-  // row sums or none, its backward pass, `activate` and its backward pass for all but the sums.
+  // and `linear_backward` for out, x, dx and dout; `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
+  // row sums or none, its backward pass, `activate` and its backward pass for all but the sums; `cross_entropy` and
+  // `distill_add` for logits and their gradient. Rows of gemm's out and of linear_backward's dout may be longer
+  // than their product's, up to a multiple of 8: by zeros.
   DType (*kept_type)(Ctx&);
 
   // == Feed-forward
@@ -259,10 +261,10 @@ struct Ops {
   // == Loss and update
 
   // loss[n] = -log softmax(logits[n])[target[n]];  dlogits = scale * (softmax - one hot); both 0 where
-  // target < 0; dlogits may be absent or alias logits, or (see kept_type) be of bf16, where it may have up
-  // to 7 columns more, of zeros                           logits[N,V] dlogits[N,V..] loss[N] targets[N]
+  // target < 0; dlogits may be absent or alias logits. Of bf16 (see kept_type) both are rows of whole 16
+  // bytes, logits beyond V count nothing and have no gradient    logits,dlogits[N,>=V] loss[N] targets[N]
   void (*cross_entropy)(Ctx&, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
-                        double scale);
+                        double scale, int64_t V);
   // Adds w * KL(softmax(teacher) || softmax(logits)) to the gradient: dlogits += w *
   // (softmax(logits) - softmax(teacher)) where target >= 0; dlogits may not alias logits
   void (*distill_add)(Ctx&, Tensor dlogits, Tensor logits, Tensor teacher, Tensor targets,

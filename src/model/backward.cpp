@@ -165,7 +165,7 @@ void backward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Ten
   const Tensor logits = first_rows(state.logits, N), dlogits = first_rows(g.dlogits, N);
   const double distill = teacher ? terms.distill : 0;
   op.cross_entropy(*be.ctx, first_rows(state.losses, N), dlogits, logits, targets,
-                   weight * (1 - distill));
+                   weight * (1 - distill), p.cfg.vocab);
   if (teacher) op.distill_add(*be.ctx, dlogits, logits, teacher, targets, weight * distill);
   Params& d = g.d;
   g.gate = run.gate;

@@ -48,8 +48,8 @@ struct State {
 };
 
 // How a backend likes what training keeps: row sums [B,H,T] of attention in place of its probabilities
-// (Ops::keeps_row_sums), and f32, or bf16 (Ops::kept_type) for norm1, qkv, attended, the cache, the last norm, the gradient
-// by the logits and, in layers without a router, norm2, up, gate and act. Models of f64 keep f64.
+// (Ops::keeps_row_sums), and f32, or bf16 (Ops::kept_type) for norm1, qkv, attended, the cache, the last norm, logits
+// [N, V up to a multiple of 8] and, in layers without a router, norm2, up, gate and act. Models of f64 keep f64.
 struct Kept {
   bool row_sums = false;
   DType type = DType::f32;

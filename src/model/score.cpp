@@ -128,7 +128,7 @@ struct Walk {
     be.finish();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     be.ops.cross_entropy(*be.ctx, first_rows(state.losses, B * width), {},
-                         first_rows(state.logits, B * width), want, 1);
+                         first_rows(state.logits, B * width), want, 1, p.cfg.vocab);
     be.finish();
     collect(pos, width);
     return seconds;

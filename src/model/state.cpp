@@ -100,6 +100,7 @@ State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_
   s.norm = shape(kept_type(p, kept), {N, p.cfg.dim});
   s.stats = shape(dtype, {N, 2});
   s.logits = shape(dtype, {N, p.cfg.vocab});
+  if (s.norm.dtype == DType::bf16) s.logits = shape(DType::bf16, {N, (p.cfg.vocab + 7) / 8 * 8});
   s.losses = shape(dtype, {N});
   Tensor* const outer[] = {&s.x_out, &s.norm, &s.stats, &s.logits, &s.losses};
   for (Tensor* t : outer) own += Arena::padded(t->bytes());
@@ -135,8 +136,6 @@ Gradients make_gradients(const Params& p, const Plan& plan, const State& s) {
   for (const FfnPlan& f : plan.layer) {
     F = std::max(F, kept_neurons(p.cfg, f)), E = std::max(E, experts(p.cfg, f));
   }
-  if (s.norm.dtype == DType::bf16)  // rows of whole 16 bytes
-    g.dlogits = shape(DType::bf16, {N, (p.cfg.vocab + 7) / 8 * 8});
   g.dx = g.dnorm = shape(p.dtype, {N, D});
   g.dattended = s.layer[0].attended, g.dqkv = s.layer[0].qkv;
   g.dact = g.dup = shape(p.dtype, {N, F});
