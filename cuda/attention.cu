@@ -1,10 +1,22 @@
 // Rotary positions, key-value cache and causal attention. With stored probabilities (training):
 // batched products by cuBLAS around a softmax of rows. Without: the kernels of attention.h, and with the rows'
-// sums kept (training of variant fused) those of attention_backward.h; of variant bf16 those of attention_cores.h.
-#include "attention_cores.h"
+// sums kept (training of variant fused) those of attention_backward.h; of variant bf16, and of tensors of bf16,
+// those of attention_cores.h.
+#include "attention_backward.h"
+#include "attention_cores_backward.h"
 
 namespace lte {
 namespace {
+
+// As with_type, and bf16 besides.
+template <class F>
+void with_kept_type(const Tensor& t, F&& f) {
+  if (t.dtype == DType::bf16) {
+    f.template operator()<bf16>();
+  } else {
+    with_type(t, f);
+  }
+}
 
 // A block turns up to kRopeHeads heads of one row: the angles of its position are found once, in double.
 // Grid (rows, groups of heads); shared memory for two numbers a pair.
@@ -12,7 +24,8 @@ constexpr int kRopeHeads = 8;
 template <class T>
 __global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_, Position pos,
                             double theta, bool inverse) {
-  T *c = dynamic_shared<T>(), *s = c + half;
+  using Sum = SumOf<T>;
+  Sum *c = dynamic_shared<Sum>(), *s = c + half;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int64_t n = blockIdx.x;
   let_next_begin();
@@ -21,8 +34,8 @@ __global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_
   for (int j = thread; j < half; j += threads) {
     if (j != thread) turn = pow(theta, -static_cast<double>(j) / static_cast<double>(half));
     const double angle = static_cast<double>(pos + n % T_) * turn;
-    c[j] = static_cast<T>(cos(angle));
-    s[j] = static_cast<T>(inverse ? -sin(angle) : sin(angle));
+    c[j] = static_cast<Sum>(cos(angle));
+    s[j] = static_cast<Sum>(inverse ? -sin(angle) : sin(angle));
   }
   __syncthreads();
   const int first = static_cast<int>(blockIdx.y) * kRopeHeads;
@@ -31,22 +44,22 @@ __global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_
   for (int i = thread; i < count * half; i += threads) {
     const int j = i % half;
     T* head = from + i / half * 2 * half;
-    const T one = head[j], two = head[j + half];
-    head[j] = one * c[j] - two * s[j];
-    head[j + half] = one * s[j] + two * c[j];
+    const Sum one = to_float(head[j]), two = to_float(head[j + half]);
+    head[j] = rounded<T>(one * c[j] - two * s[j]);
+    head[j + half] = rounded<T>(one * s[j] + two * c[j]);
   }
 }
 
 void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double theta, bool inverse) {
   const int64_t half = C / 2;
   if (chunk.B * chunk.T * heads * half == 0) return;
-  with_type(x, [&]<class T>() {
+  with_kept_type(x, [&]<class T>() {
     const dim3 grid(static_cast<unsigned>(chunk.B * chunk.T),
                     static_cast<unsigned>(pieces(heads, kRopeHeads)));
     launch_early(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
-                 static_cast<size_t>(2 * half) * sizeof(T), cuda(ctx).stream, ptr<T>(x), x.cols(),
-                 static_cast<int>(heads), static_cast<int>(half), chunk.T, Position(chunk), theta,
-                 inverse);
+                 static_cast<size_t>(2 * half) * sizeof(SumOf<T>), cuda(ctx).stream, ptr<T>(x),
+                 x.cols(), static_cast<int>(heads), static_cast<int>(half), chunk.T,
+                 Position(chunk), theta, inverse);
   });
 }
 
@@ -56,20 +69,24 @@ struct StoreKv {
   const T* qkv;
   int64_t width, S, T_, H, K, C;
   Position pos;
-  __device__ void operator()(int64_t i) const {  // i over [B,T,K,C]
-    const int64_t n = i / (K * C), head = i / C % K, c = i % C;
-    const int64_t to = ((n / T_ * K + head) * S + pos + n % T_) * C + c;
-    const T* from = qkv + n * width + (H + head) * C + c;
-    k[to] = from[0], v[to] = from[K * C];
+  template <int n>
+  __device__ void operator()(int64_t i) const {  // i over [B,T,K,C]; C a multiple of n
+    const int64_t row = i / (K * C), head = i / C % K, c = i % C;
+    const int64_t to = ((row / T_ * K + head) * S + pos + row % T_) * C + c;
+    const T* from = qkv + row * width + (H + head) * C + c;
+    const Few<n, T> key = load_few<n>(from), value = load_few<n>(from + K * C);
+    store_few(k + to, key), store_few(v + to, value);
   }
 };
 
 void store_kv(Ctx& ctx, Tensor k, Tensor v, Tensor qkv, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos + chunk.T <= k.dim[2], "store_kv: the key-value cache is full");
-  with_type(k, [&]<class T>() {
-    each(ctx, chunk.B * chunk.T * s.K * s.C,
-         StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, s.H, s.K, s.C,
-                    Position(chunk)});
+  LTE_CHECK(k.dtype == qkv.dtype && v.dtype == qkv.dtype, "store_kv was given two types");
+  with_kept_type(k, [&]<class T>() {
+    each_few<T>(ctx, chunk.B * chunk.T * s.K * s.C,
+                s.C % Pack<T>::kSize == 0 && aligned16(ptr<T>(k), ptr<T>(v), ptr<T>(qkv)),
+                StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, s.H,
+                           s.K, s.C, Position(chunk)});
   });
 }
 
@@ -170,35 +187,116 @@ AttentionIn<T> attention_in(Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadSha
           .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
 }
 
-// Calls f.template operator()<kC>() for the width of tiles on tensor cores that holds C columns.
-constexpr int64_t kMostCoreColumns = 128;
+// == On tensor cores
+
+// Calls f.template operator()<kC, kM>() for the width of tiles that holds C columns, and for tiles of 64 kM rows: high
+// ones where `heads` heads have enough of them for all multiprocessors. Sums do not depend on it.
 template <class F>
-void with_core_width(int64_t C, F&& f) {
-  C <= 64 ? f.template operator()<64>() : f.template operator()<128>();
+void with_core_tiles(CudaCtx& c, const Chunk& chunk, int64_t heads, int64_t C, F&& f) {
+  if (C > 64) return f.template operator()<128, 1>();
+  const int64_t tiles = pieces(chunk.T, kAttendRows<2>) * heads * chunk.B;
+  tiles < 2 * c.multiprocessors ? f.template operator()<64, 1>() : f.template operator()<64, 2>();
 }
+
+// to[outer, inner, kC]: rows of C numbers, `stride` apart by outer, as bf16 with zeros from column C on.
+template <class X>
+struct CoreCopy {
+  bf16* to;
+  const X* from;
+  int64_t stride, inner;
+  int C, kC;
+  __device__ void operator()(int64_t i) const {  // i over pieces of 16 bytes
+    const int pieces = kC / Pack<bf16>::kSize, c = static_cast<int>(i % pieces) * Pack<bf16>::kSize;
+    const int64_t row = i / pieces;
+    const X* x = from + row / inner * stride + row % inner * C + c;
+    Pack<bf16> pack;
+#pragma unroll
+    for (int j = 0; j < Pack<bf16>::kSize; ++j)
+      pack.at[j] = from_float<bf16>(c + j < C ? to_float(x[j]) : 0.0f);
+    store16(to + row * kC + c, pack);
+  }
+};
+
+// What the kernels read: tensors of bf16 as they lie, where they can; else copies.
+template <class X>
+struct CoreSource {
+  Tensor qkv, k, v, dout;  // dout: of a backward pass
+  Chunk chunk;
+  HeadShape s;
+  int64_t kC = s.C <= 64 ? 64 : kMostCoreColumns;
+  int64_t N = chunk.B * chunk.T, heads = chunk.B * s.K;
+  int64_t reach = chunk.at ? k.dim[2] : chunk.pos + chunk.T;  // positions that are read
+
+  bool copied() const {
+    return !std::is_same_v<X, bf16> || s.C % Pack<bf16>::kSize != 0 ||
+           !aligned16(ptr<X>(qkv), ptr<X>(k), ptr<X>(v), ptr<X>(dout));
+  }
+  int64_t queries() const { return N * s.H * kC; }
+  int64_t keys() const { return heads * reach * kC; }
+  // Of copies, in bf16.
+  int64_t size() const { return copied() ? queries() * (dout ? 2 : 1) + 2 * keys() : 0; }
+
+  // `copies`: size() numbers, which are then written.
+  CoreBack inputs(Ctx& ctx, bf16* copies) const {
+    CoreBack f{.in = {.q = ptr<bf16>(qkv),
+                      .k = ptr<bf16>(k),
+                      .v = ptr<bf16>(v),
+                      .width = qkv.cols(),
+                      .S = k.dim[2],
+                      .pos = Position(chunk),
+                      .T_ = static_cast<int>(chunk.T),
+                      .H = static_cast<int>(s.H),
+                      .K = static_cast<int>(s.K),
+                      .C = static_cast<int>(s.C),
+                      .scale = 1 / std::sqrt(static_cast<float>(s.C))},
+               .dout = ptr<bf16>(dout),
+               .dout_width = s.H * s.C,
+               .log_sums = nullptr,
+               .delta = nullptr};
+    if (!copied()) return f;
+    f.in.width = f.dout_width = s.H * kC, f.in.S = reach, f.in.C = static_cast<int>(kC);
+    f.in.k = copy(ctx, copies, k, k.dim[2] * s.C, heads, reach);
+    f.in.v = copy(ctx, copies, v, k.dim[2] * s.C, heads, reach);
+    f.in.q = copy(ctx, copies, qkv, qkv.cols(), N, s.H);
+    if (dout) f.dout = copy(ctx, copies, dout, s.H * s.C, N, s.H);
+    return f;
+  }
+  const bf16* copy(Ctx& ctx, bf16*& to, Tensor x, int64_t stride, int64_t outer,
+                   int64_t inner) const {
+    bf16* const begin = to;
+    each(ctx, outer * inner * kC / Pack<bf16>::kSize,
+         CoreCopy<X>{begin, ptr<X>(x), stride, inner, static_cast<int>(s.C), static_cast<int>(kC)});
+    to += outer * inner * kC;
+    return begin;
+  }
+};
+
 // Tiles of `height` rows of every head of every sequence.
 dim3 attention_grid(Chunk c, int64_t heads, int64_t height) {
   return dim3(static_cast<unsigned>(pieces(c.T, height)), static_cast<unsigned>(heads),
               static_cast<unsigned>(c.B));
 }
 
-template <bool kCores, class T>
+template <class X>
+void core_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
+                    Chunk chunk, HeadShape s) {
+  CudaCtx& c = cuda(ctx);
+  const CoreSource<X> source{qkv, k, v, {}, chunk, s};
+  const CoreIn in = source.inputs(ctx, c.workspace<bf16>(source.size())).in;
+  with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
+    constexpr int kRows = kAttendRows<kM>;
+    launch(attention_core_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
+           core_shared<kC>(kRows, 0), c.stream, ptr<X>(out), ptr<float>(log_sums), in,
+           static_cast<int>(s.C));
+  });
+}
+
+template <class T>
 void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
                       Chunk chunk, HeadShape s) {
   const AttentionIn<T> in = attention_in<T>(qkv, k, v, chunk, s);
   const auto H = static_cast<unsigned>(s.H);
   if (log_sums || chunk.T > kFewQueries) {
-    if constexpr (kCores && std::is_same_v<T, float>) {
-      if (s.C <= kMostCoreColumns) {
-        with_core_width(s.C, [&]<int kC>() {
-          launch(attention_core_kernel<kC>, attention_grid(chunk, s.H, kCoreTile),
-                 kCoreForwardThreads, core_shared(kC, 3, 0, 0), cuda(ctx).stream, ptr<T>(out),
-                 ptr<T>(log_sums), in,
-                 s.C % Pack<bf16>::kSize == 0 && aligned16(in.qkv, in.k, in.v));
-        });
-        return;
-      }
-    }
     const dim3 grid = attention_grid(chunk, s.H, kTileQ);
     const size_t shared = static_cast<size_t>(attention_tile_size(s.C)) * sizeof(T);
     launch(attention_tile_kernel<T>, grid, kTileThreads, shared, cuda(ctx).stream, ptr<T>(out),
@@ -223,45 +321,77 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
                static_cast<int>(s.C));
 }
 
+// Whether the kernels on tensor cores do it: of bf16 all, of floats whole prompts where factors are rounded.
+bool on_cores(bool rounds, const Tensor& t, const HeadShape& s) {
+  LTE_CHECK(t.dtype != DType::bf16 || s.C <= kMostCoreColumns,
+            "attention of bf16: heads of more than 128 columns");
+  return t.dtype == DType::bf16 || (rounds && t.dtype == DType::f32 && s.C <= kMostCoreColumns);
+}
+
 template <bool kCores>
 void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk chunk,
                HeadShape s) {
+  const bool stored = probs && probs.rank == 4;
+  if (out.dtype == DType::bf16) {
+    LTE_CHECK(!stored, "attention of bf16 stores no probabilities");
+    LTE_CHECK(qkv.dtype == out.dtype && k.dtype == out.dtype && v.dtype == out.dtype,
+              "attention was given two types");
+  }
+  if (!stored && on_cores(kCores && (probs || chunk.T > kFewQueries), out, s)) {
+    return out.dtype == DType::bf16 ? core_attention<bf16>(ctx, out, probs, qkv, k, v, chunk, s)
+                                    : core_attention<float>(ctx, out, probs, qkv, k, v, chunk, s);
+  }
   with_type(out, [&]<class T>() {
-    if (probs && probs.rank == 4) {
-      stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
-    } else {
-      online_attention<kCores, T>(ctx, out, probs, qkv, k, v, chunk, s);
-    }
+    stored ? stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s)
+           : online_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
   });
 }
 
-void core_backward(Ctx& ctx, AttentionBack<float> f, Chunk chunk, HeadShape s) {
+template <class X, class T>
+void row_deltas(Ctx& ctx, T* delta, Tensor dout, Tensor out, const Chunk& chunk,
+                const HeadShape& s) {
+  const int64_t N = chunk.B * chunk.T;
+  const X *d = ptr<X>(dout), *o = ptr<X>(out);
+  launch_early(attention_delta_kernel<X, T>,
+               static_cast<unsigned>(pieces(N * s.H, kDeltaThreads / kDeltaLanes)), kDeltaThreads,
+               0, cuda(ctx).stream, delta, d, o, N, chunk.T, static_cast<int>(s.H),
+               static_cast<int>(s.C), s.C % Pack<X>::kSize == 0 && aligned16(d, o));
+}
+
+template <class X>
+void core_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,
+                   Tensor log_sums, Chunk chunk, HeadShape s) {
   CudaCtx& c = cuda(ctx);
-  with_core_width(s.C, [&]<int kC>() {
-    const int64_t N = chunk.B * chunk.T, q = N * s.H * kC, k = N * s.K * kC;
-    auto* rows = c.workspace<bf16>(2 * (q + k) + 2 * N * s.H);
-    f.delta = reinterpret_cast<float*>(rows + 2 * (q + k));
-    const CoreBack back{.f = f, .q = rows, .d = rows + q, .k = rows + 2 * q, .v = rows + 2 * q + k};
-    each(ctx, N * (s.H + s.K) * kC / Pack<bf16>::kSize, RoundRows<kC>{back});
-    launch(attention_core_dq_kernel<kC>, attention_grid(chunk, s.H, kCoreTile), kCoreBackThreads,
-           core_shared(kC, 6, 1, 4), c.stream, back);
-    launch(attention_core_dkv_kernel<kC>, attention_grid(chunk, s.K, kCoreTile), kCoreBackThreads,
-           core_shared(kC, 6, 2, 4), c.stream, back);
+  const CoreSource<X> source{qkv, k, v, dout, chunk, s};
+  auto* copies = c.workspace<bf16>(source.size() + 2 * log_sums.size());
+  auto* delta = reinterpret_cast<float*>(copies + source.size());
+  row_deltas<X>(ctx, delta, dout, out, chunk, s);
+  CoreBack f = source.inputs(ctx, copies);
+  f.log_sums = ptr<float>(log_sums), f.delta = delta;
+  const int C = static_cast<int>(s.C);
+  with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
+    constexpr int kRows = kAttendRows<kM>;
+    launch(attention_core_dq_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
+           core_shared<kC>(2 * kRows, 0), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
+  });
+  with_core_tiles(c, chunk, s.K, s.C, [&]<int kC, int kM>() {
+    constexpr int kRows = kAttendRows<kM>;
+    launch(attention_core_dkv_kernel<kC, kM, X>, attention_grid(chunk, s.K, kRows), kAttendThreads,
+           core_shared<kC>(2 * kRows, 4), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
   });
 }
 
-template <bool kCores, class T>
-void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+template <class T>
+void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,
                      Tensor log_sums, Chunk chunk, HeadShape s) {
   CudaCtx& c = cuda(ctx);
+  T* delta = c.workspace<T>(log_sums.size());
+  row_deltas<T>(ctx, delta, dout, out, chunk, s);
   const AttentionBack<T> f{.in = attention_in<T>(qkv, k, v, chunk, s),
                            .dout = ptr<T>(dout),
                            .log_sums = ptr<T>(log_sums),
-                           .delta = c.workspace<T>(log_sums.size()),
+                           .delta = delta,
                            .dqkv = ptr<T>(dqkv)};
-  if constexpr (kCores && std::is_same_v<T, float>) {
-    if (s.C <= kMostCoreColumns) return core_backward(ctx, f, chunk, s);
-  }
   const auto shared = [&](int sums) {
     return static_cast<size_t>(back_shared<T>(f.in.C, sums)) * sizeof(T);
   };
@@ -274,14 +404,22 @@ void online_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, T
 // With P the probabilities and dP = dO V':  dV = P' dO;  dS = P (dP - rowsum(P dP));
 // dQ = dS K / sqrt(C);  dK = dS' Q / sqrt(C), summed over the query heads of a key-value head.
 template <bool kCores>
-void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k, Tensor v,
-                        Tensor probs, Chunk chunk, HeadShape s) {
+void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k,
+                        Tensor v, Tensor probs, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
   if (probs.rank == 3) {
-    with_type(dqkv, [&]<class T>() {
-      online_backward<kCores, T>(ctx, dqkv, dout, qkv, k, v, probs, chunk, s);
-    });
-    return;
+    if (dqkv.dtype == DType::bf16) {
+      for (const Tensor& t : {dout, out, qkv, k, v})
+        LTE_CHECK(t.dtype == DType::bf16, "attention_backward was given two types");
+    }
+    if (!on_cores(kCores, dqkv, s)) {
+      return with_type(dqkv, [&]<class T>() {
+        online_backward<T>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s);
+      });
+    }
+    return dqkv.dtype == DType::bf16
+               ? core_backward<bf16>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s)
+               : core_backward<float>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s);
   }
   CudaCtx& c = cuda(ctx);
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, HC = s.H * s.C;

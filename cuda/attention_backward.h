@@ -10,9 +10,9 @@ namespace lte {
 
 template <class T>
 struct AttentionBack {
-  AttentionIn<T> in;         // pos is 0
-  const T *dout, *log_sums;  // [N,HC] [B,H,T]
-  T *delta, *dqkv;           // [B,H,T] rowsum(P dP); [N,width]
+  AttentionIn<T> in;                 // pos is 0
+  const T *dout, *log_sums, *delta;  // [N,HC] [B,H,T] [B,H,T]
+  T* dqkv;                           // [N,width]
 
   __device__ int64_t row(int64_t b, int h, int64_t t) const { return (b * in.H + h) * in.T_ + t; }
   __device__ const T* d(int64_t b, int h, int64_t t) const {
@@ -20,6 +20,32 @@ struct AttentionBack {
   }
   __device__ T* dq(int64_t b, int64_t t) const { return dqkv + (b * in.T_ + t) * in.width; }
 };
+
+// delta[B,H,T] = rowsum(P dP) = rowsum(dout * out): of each row and head, C numbers that lie together (Dao, 2023).
+// Eight lanes share one.
+constexpr int kDeltaLanes = 8, kDeltaThreads = 256;
+template <class X, class T>
+__global__ void attention_delta_kernel(T* delta, const X* dout, const X* out, int64_t N, int64_t T_,
+                                       int H, int C, bool vector) {
+  const int64_t i = (blockIdx.x * int64_t{kDeltaThreads} + thread_rank()) / kDeltaLanes;
+  const int lane = lane_of_thread() % kDeltaLanes, pack = vector ? Pack<X>::kSize : 1;
+  let_next_begin();
+  await_inputs();
+  T sum = 0;
+  for (int c = lane * pack; i < N * H && c < C; c += kDeltaLanes * pack) {
+    const int64_t at = i * C + c;
+    if (vector) {
+      const Pack<X> a = load16(dout + at), b = load16(out + at);
+#pragma unroll
+      for (int j = 0; j < Pack<X>::kSize; ++j) sum += to_float(a.at[j]) * to_float(b.at[j]);
+    } else {
+      sum += to_float(dout[at]) * to_float(out[at]);
+    }
+  }
+  for (int step = 1; step < kDeltaLanes; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  const int64_t n = i / H, b = n / T_;
+  if (i < N * H && lane == 0) delta[(b * H + i % H) * T_ + n % T_] = sum;
+}
 
 // Tiles are kBackTile queries or keys high and C wide, filled with zeros up to whole steps; see tile.h.
 constexpr int kBackTile = 32, kBackThreads = 128;
@@ -30,11 +56,11 @@ __host__ __device__ __forceinline__ int back_stride(int C) {
 }
 template <class T>
 constexpr int kScoreStride = kBackTile + kPad<T>;
-// Shared memory in elements: q, d, k, v, `sums` tiles of sums, two of scores, four columns.
+// Shared memory in elements: q, d, k, v, `sums` tiles of sums, two of scores, two columns.
 template <class T>
 int64_t back_shared(int C, int sums) {
   return int64_t{4 + sums} * kBackTile * back_stride<T>(C) + 2 * kBackTile * kScoreStride<T> +
-         4 * kBackTile;
+         2 * kBackTile;
 }
 
 // to[r, :] = from(r)[0 .. C), zeros where from(r) is null and from column C on.
@@ -109,8 +135,7 @@ __device__ __forceinline__ void add_scores_times(T* sums, const T* scores, const
   }
 }
 
-// dq and delta of a tile of queries of one head: a walk over the keys for delta, and one for dq. Grid (tiles of
-// queries, H, B).
+// dq of a tile of queries of one head: a walk over the keys. Grid (tiles of queries, H, B).
 template <class T>
 __global__ void attention_dq_kernel(AttentionBack<T> f) {
   const AttentionIn<T>& in = f.in;
@@ -118,14 +143,16 @@ __global__ void attention_dq_kernel(AttentionBack<T> f) {
   const int64_t b = blockIdx.z, t0 = blockIdx.x * int64_t{kBackTile};
   T *q = dynamic_shared<T>(), *d = q + size, *k = d + size, *v = k + size, *dq = v + size;
   T *ds = dq + size, *log_sums = ds + 2 * kBackTile * kScoreStride<T>;
-  T *delta = log_sums + kBackTile, *half = delta + kBackTile;  // half[2, kBackTile]
+  T* delta = log_sums + kBackTile;
   const int thread = thread_rank();
   const auto row = [&](int r) { return t0 + r < in.T_; };
   stage_tile(q, C, [&](int r) { return row(r) ? in.query(b, h, t0 + r) : nullptr; });
   stage_tile(d, C, [&](int r) { return row(r) ? f.d(b, h, t0 + r) : nullptr; });
   for (int i = thread; i < size; i += kBackThreads) dq[i] = 0;
-  if (thread < kBackTile)
+  if (thread < kBackTile) {
     log_sums[thread] = row(thread) ? f.log_sums[f.row(b, h, t0 + thread)] : T(0);
+    delta[thread] = row(thread) ? f.delta[f.row(b, h, t0 + thread)] : T(0);
+  }
   const int64_t reach = t0 + kBackTile < in.T_ ? t0 + kBackTile : in.T_;
   const T *keys = in.k + in.cache(b, h), *values = in.v + in.cache(b, h);
   const auto load = [&](int64_t j0) {
@@ -134,27 +161,6 @@ __global__ void attention_dq_kernel(AttentionBack<T> f) {
     stage_tile(v, C, [&](int r) { return j0 + r < reach ? values + (j0 + r) * C : nullptr; });
     __syncthreads();
   };
-  T mean[2] = {};  // the lane's part of its two rows
-  for (int64_t j0 = 0; j0 < reach; j0 += kBackTile) {
-    load(j0);
-    const Probs<T> s(q, d, k, v, log_sums, in, t0, j0);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      mean[i / 2] += s.p[0][0][i] * s.dp[0][0][i] + s.p[0][1][i] * s.dp[0][1][i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    for (int step = 1; step < 4; step *= 2) mean[i] += __shfl_xor_sync(kAllLanes, mean[i], step);
-    if (lane_of_thread() % 4 == 0) {
-      half[warp_of_thread() % 2 * kBackTile + Probs<T>::row0() + sum_row(0, 2 * i)] = mean[i];
-    }
-  }
-  __syncthreads();
-  if (thread < kBackTile) {
-    delta[thread] = half[thread] + half[kBackTile + thread];
-    if (row(thread)) f.delta[f.row(b, h, t0 + thread)] = delta[thread];
-  }
   for (int64_t j0 = 0; j0 < reach; j0 += kBackTile) {
     load(j0);
     Probs<T>(q, d, k, v, log_sums, in, t0, j0).each([&](int r, int j, T p, T dp) {

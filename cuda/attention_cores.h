@@ -1,36 +1,69 @@
-// Causal attention on tensor cores, for whole prompts of floats: the factors of every product are rounded to bf16,
-// sums and the softmax stay in f32 (variant bf16). As in attention.h and attention_backward.h no score matrix is
-// written and every sum has one order; here a warp holds its rows of scores and of results in registers, and
-// probabilities go from one product into the next without leaving them (Dao, 2023).
+// Causal attention on tensor cores, from rows of bf16: tensors of it, or copies that round floats (variant bf16). Sums
+// and the softmax stay in f32. As in attention.h no score matrix is written and every sum has one order; a
+// warp holds its rows of scores and of results in registers, and probabilities go from one product into the
+// next without leaving them (Dao, 2023).
 #pragma once
 
-#include "attention_backward.h"
+#include "context.h"
+#include "tile.h"
 
 namespace lte {
 
-constexpr int kCoreTile = 64;  // queries or keys
-constexpr int kCoreForwardThreads = 128, kCoreBackThreads = 256;
-constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
+// Four warps of a block own 16 kM rows each, of queries or keys, and walk over the others kAttendStep at a time. Of
+// wider heads a warp's registers hold fewer rows.
+constexpr int kAttendWarps = 4, kAttendThreads = kAttendWarps * kWarp, kAttendStep = 64;
+constexpr int64_t kMostCoreColumns = 128;
+template <int kM>
+constexpr int kAttendRows = kAttendWarps * 16 * kM;
 template <int kC>
 constexpr int kCoreStride = kC + kPad<bf16>;
-constexpr int kCoreScores = kCoreTile + kPad<bf16>;  // the stride of a tile of scores
+// Shared memory of a kernel in bytes: `rows` rows of its own, two buffers of two tiles, columns of f32.
+template <int kC>
+constexpr size_t core_shared(int64_t rows, int columns) {
+  return static_cast<size_t>(rows + 4 * kAttendStep) * kCoreStride<kC> * sizeof(bf16) +
+         static_cast<size_t>(columns) * kAttendStep * sizeof(float);
+}
+constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
 
-inline size_t core_shared(int kC, int tiles, int scores, int columns) {
-  return (static_cast<size_t>(tiles) * kCoreTile * (kC + kPad<bf16>)+static_cast<size_t>(scores) *
-          kCoreTile * kCoreScores) *
-             sizeof(bf16) +
-         static_cast<size_t>(columns) * kCoreTile * sizeof(float);
+// What the kernels read. Rows of C <= kC numbers begin at multiples of 16 bytes, and C is a multiple of 8.
+struct CoreIn {
+  const bf16 *q, *k, *v;  // [N, width] [B,K,S,C] [B,K,S,C]
+  int64_t width, S;
+  Position pos;
+  int T_, H, K, C;
+  float scale;
+
+  __device__ const bf16* query(int64_t b, int h, int t) const {
+    return q + (b * T_ + t) * width + static_cast<int64_t>(h) * C;
+  }
+  __device__ int64_t cache(int64_t b, int g) const { return (b * K + g) * S * C; }
+};
+
+// 2^x, of a number so small that f32 has it no longer in full 0: one instruction.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef LTE_SIMT
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
 }
 
 __device__ __forceinline__ uint32_t as_pair(float low, float high) {
-  return static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
-         static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
-// Two tiles of 16 columns of sums, as factors of the next product: what lane l holds of D is what it needs of A.
-__device__ __forceinline__ void as_factor(uint32_t (&a)[1][4], const float (&left)[4],
-                                          const float (&right)[4]) {
-  a[0][0] = as_pair(left[0], left[1]), a[0][1] = as_pair(left[2], left[3]);
-  a[0][2] = as_pair(right[0], right[1]), a[0][3] = as_pair(right[2], right[3]);
+// Two tiles of 8 columns of sums, as factors of the next product: what lane l holds of D is what it needs of A.
+template <int kM, int kN>
+__device__ __forceinline__ void as_factor(uint32_t (&a)[kM][4], const float (&sum)[kM][kN][4],
+                                          int n) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    a[m][0] = as_pair(sum[m][n][0], sum[m][n][1]), a[m][1] = as_pair(sum[m][n][2], sum[m][n][3]);
+    a[m][2] = as_pair(sum[m][n + 1][0], sum[m][n + 1][1]);
+    a[m][3] = as_pair(sum[m][n + 1][2], sum[m][n + 1][3]);
+  }
 }
 
 // The sum or maximum of a row of sums: four lanes share one.
@@ -43,319 +76,164 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
 }
 
-// kCoreTile queries of one head against all keys that they see: four warps with 16 queries each. Grid (tiles of
-// queries, H, B); the last tiles, which see most, begin first. C <= kC. log_sums[B,H,T] may be null.
-template <int kC>
-__global__ void attention_core_kernel(float* out, float* log_sums, AttentionIn<float> in,
-                                      bool wide) {
-  constexpr int kStride = kCoreStride<kC>;
-  bf16 *q = dynamic_shared<bf16>(), *k = q + kCoreTile * kStride, *v = k + kCoreTile * kStride;
-  const int h = static_cast<int>(blockIdx.y), row0 = warp_of_thread() * 16;
-  const int64_t b = blockIdx.z, first = (gridDim.x - 1 - blockIdx.x) * int64_t{kCoreTile};
-  const float* keys = in.k + in.cache(b, h);
-  const float* values = in.v + in.cache(b, h);
-  stage<bf16, kC>(q, kCoreTile, in.C, wide,
-                  [&](int r) { return first + r < in.T_ ? in.query(b, h, first + r) : nullptr; });
-  const int64_t begin = in.pos + first;  // the first query's own key
-  const int64_t reach = begin + (in.T_ - first < kCoreTile ? in.T_ - first : kCoreTile);
+// Asks for kRows rows of C numbers, of which `count` are there; zeros beyond, and from column C on.
+template <int kC, int kRows>
+__device__ __forceinline__ void ask_for_rows(bf16* to, const bf16* from, int64_t stride, int count,
+                                             int C) {
+  constexpr int kPack = Pack<bf16>::kSize, kPieces = kC / kPack, kPass = kAttendThreads / kPieces;
+  const int row = thread_rank() / kPieces, c = thread_rank() % kPieces * kPack;
+#pragma unroll
+  for (int r = row; r < kRows + row; r += kPass) {
+    bf16* piece = to + r * kCoreStride<kC> + c;
+    if (r < count && c < C) {
+      copy16_async(piece, from + r * stride + c);
+    } else {
+      store16(piece, Pack<bf16>{});
+    }
+  }
+}
+
+// The 16 kM rows of a warp, all of their columns, as factors: in registers (kKept), or read again for each product.
+template <int kC, int kM, bool kKept>
+struct OwnRows {
+  const bf16* rows;
+  uint32_t part[kKept ? kC / 16 : 1][kM][4];
+
+  __device__ __forceinline__ explicit OwnRows(const bf16* rows) : rows(rows) {}
+  // Once the rows are there.
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int c = 0; kKept && c < kC / 16; ++c)
+      load_left<true>(part[c], rows + c * 16, kCoreStride<kC>);
+  }
+  // sum = rows x', x[8 kN, kC]
+  template <int kN>
+  __device__ __forceinline__ void times(float (&sum)[kM][kN][4], const bf16* x) {
+#pragma unroll
+    for (int c = 0; c < kC / 16; ++c) {
+      if (!kKept) load_left<true>(part[0], rows + c * 16, kCoreStride<kC>);
+      multiply<true>(sum, part[kKept ? c : 0], x + c * 16, kCoreStride<kC>);
+    }
+  }
+};
+
+// sum += factor x for 8 kN columns of factor, x[8 kN, kC]
+template <int kC, int kM, int kN>
+__device__ __forceinline__ void add_times(float (&sum)[kM][kC / 8][4],
+                                          const float (&factor)[kM][kN][4], const bf16* x) {
+#pragma unroll
+  for (int n = 0; n < kN; n += 2) {
+    uint32_t left[kM][4];
+    as_factor(left, factor, n);
+    multiply<false>(sum, left, x + n * 8 * kCoreStride<kC>, kCoreStride<kC>);
+  }
+}
+
+// to[0 .. C) = factor times a row of sums, the upper (i = 0) or the lower (i = 1) of those that the lane holds.
+template <int kN, class X>
+__device__ __forceinline__ void write_row(X* to, int C, const float (&sum)[kN][4], int i,
+                                          float factor) {
+  const bool pairs = C % 2 == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Few<2, X>) == 0;
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    const int c = sum_col(n, 0);
+    const Few<2, X> x{from_float<X>(sum[n][2 * i] * factor),
+                      from_float<X>(sum[n][2 * i + 1] * factor)};
+    if (pairs) {
+      if (c < C) store_few(to + c, x);
+    } else {
+      if (c < C) to[c] = x.at[0];
+      if (c + 1 < C) to[c + 1] = x.at[1];
+    }
+  }
+}
+
+// Queries of one head against all keys that they see. Grid (tiles of queries, H, B); the last tiles, which see
+// most, begin first. out[N,HC], with C columns a head; log_sums[B,H,T] may be null.
+template <int kC, int kM, class X>
+__global__ void __launch_bounds__(kAttendThreads, 2)
+    attention_core_kernel(X* out, float* log_sums, CoreIn in, int C) {
+  constexpr int kRows = kAttendRows<kM>, kSize = kAttendStep * kCoreStride<kC>;
+  bf16 *q = dynamic_shared<bf16>(), *kv = q + kRows * kCoreStride<kC>;  // kv[2, k and v]
+  const int h = static_cast<int>(blockIdx.y), row0 = warp_of_thread() * 16 * kM;
+  const int64_t b = blockIdx.z;
+  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
+  const int rows = in.T_ - first < kRows ? in.T_ - first : kRows;
+  const int begin = static_cast<int>(in.pos) + first,
+            reach = begin + rows;  // the first query's own key
+  const int64_t cache = in.cache(b, h * in.K / in.H);
   const float scale = in.scale * kLog2E;
-  float o[1][kC / 8][4] = {};
-  float top[2] = {kLowest<float>, kLowest<float>}, sum[2] = {};
-  for (int64_t from = 0; from < reach; from += kCoreTile) {
-    __syncthreads();
-    stage<bf16, kC>(k, kCoreTile, in.C, wide,
-                    [&](int r) { return from + r < reach ? keys + (from + r) * in.C : nullptr; });
-    stage<bf16, kC>(v, kCoreTile, in.C, wide,
-                    [&](int r) { return from + r < reach ? values + (from + r) * in.C : nullptr; });
-    __syncthreads();
-    float s[1][kCoreTile / 8][4] = {};
+  OwnRows<kC, kM, true> own(q + row0 * kCoreStride<kC>);
+  float o[kM][kC / 8][4] = {}, top[kM][2], sum[kM][2] = {};
 #pragma unroll
-    for (int c = 0; c < kC; c += kDepth<bf16>) {
-      add_product<true, true>(s, q + row0 * kStride + c, kStride, k + c, kStride);
-    }
-    const bool edge = from + kCoreTile > begin;
-    float most[2] = {top[0], top[1]};
+  for (int m = 0; m < kM; ++m) top[m][0] = top[m][1] = kLowest<float>;
+  ask_for_rows<kC, kRows>(q, in.query(b, h, first), in.width, rows, in.C);
+  in_two_buffers((reach + kAttendStep - 1) / kAttendStep,
+                 [&](int step) {
+                   const int64_t from = step * kAttendStep, at = cache + from * in.C;
+                   bf16* to = kv + step % 2 * 2 * kSize;
+                   ask_for_rows<kC, kAttendStep>(to, in.k + at, in.C, reach - from, in.C);
+                   ask_for_rows<kC, kAttendStep>(to + kSize, in.v + at, in.C, reach - from, in.C);
+                   copy16_group();
+                 },
+                 [&](int step) {
+                   const bf16* k = kv + step % 2 * 2 * kSize;
+                   if (step == 0) own.load();
+                   // Of what the warp's first query sees, its first key of this tile; the others see more.
+                   const int own_key = begin + row0 - step * kAttendStep;
+                   if (own_key <= -16 * kM) return;
+                   float s[kM][kAttendStep / 8][4] = {};
+                   own.times(s, k);
+                   if (own_key < kAttendStep - 1) {
 #pragma unroll
-    for (int n = 0; n < kCoreTile / 8; ++n) {
+                     for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& x = s[0][n][i];
-        x = edge && from + sum_col(n, i) > begin + row0 + sum_row(0, i) ? kLowest<float>
-                                                                        : x * scale;
-        most[i / 2] = fmaxf(most[i / 2], x);
-      }
-    }
+                       for (int n = 0; n < kAttendStep / 8; ++n) {
+#pragma unroll
+                         for (int i = 0; i < 4; ++i) {
+                           if (sum_col(n, i) > own_key + sum_row(m, i)) s[m][n][i] = kLowest<float>;
+                         }
+                       }
+                     }
+                   }
+#pragma unroll
+                   for (int m = 0; m < kM; ++m) {
+#pragma unroll
+                     for (int i = 0; i < 2; ++i) {
+                       float most = top[m][i];
+#pragma unroll
+                       for (int n = 0; n < kAttendStep / 8; ++n)
+                         most = fmaxf(most, fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
+                       most = quad_max(most);
+                       // Every row sees the first key: `most` is a number.
+                       const float shrink = power_of_two((top[m][i] - most) * scale),
+                                   base = most * scale;
+                       top[m][i] = most, sum[m][i] *= shrink;
+#pragma unroll
+                       for (int n = 0; n < kC / 8; ++n)
+                         o[m][n][2 * i] *= shrink, o[m][n][2 * i + 1] *= shrink;
+#pragma unroll
+                       for (int n = 0; n < kAttendStep / 8; ++n) {
+#pragma unroll
+                         for (int j = 2 * i; j < 2 * i + 2; ++j)
+                           sum[m][i] += s[m][n][j] = power_of_two(s[m][n][j] * scale - base);
+                       }
+                     }
+                   }
+                   add_times<kC>(o, s, k + kSize);
+                 });
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      most[i] = quad_max(most[i]);
-      const float shrink =
-          exp2f(top[i] - most[i]);  // every row sees the first key: most is a number
-      top[i] = most[i], sum[i] *= shrink;
-#pragma unroll
-      for (int n = 0; n < kC / 8; ++n) o[0][n][2 * i] *= shrink, o[0][n][2 * i + 1] *= shrink;
-    }
-#pragma unroll
-    for (int n = 0; n < kCoreTile / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i / 2] += s[0][n][i] = exp2f(s[0][n][i] - top[i / 2]);
-    }
-#pragma unroll
-    for (int j = 0; j < kCoreTile; j += 16) {
-      uint32_t p[1][4];
-      as_factor(p, s[0][j / 8], s[0][j / 8 + 1]);
-      multiply<false>(o, p, v + j * kStride, kStride);
+      const float all = quad_sum(sum[m][i]);
+      const int t = first + row0 + sum_row(m, 2 * i);
+      if (t >= in.T_) continue;
+      if (log_sums && lane_of_thread() % 4 == 0)
+        log_sums[(b * in.H + h) * in.T_ + t] = (top[m][i] * scale + log2f(all)) / kLog2E;
+      write_row(out + ((b * in.T_ + t) * in.H + h) * C, C, o[m], i, 1 / all);
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float all = quad_sum(sum[i]);
-    const int64_t t = first + row0 + sum_row(0, 2 * i);
-    if (t >= in.T_) continue;
-    if (log_sums && lane_of_thread() % 4 == 0)
-      log_sums[(b * in.H + h) * in.T_ + t] = (top[i] + log2f(all)) / kLog2E;
-    float* to = out + ((b * in.T_ + t) * in.H + h) * in.C;
-#pragma unroll
-    for (int n = 0; n < kC / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int c = sum_col(n, j);
-        if (c < in.C) to[c] = o[0][n][2 * i + j] / all;
-      }
-    }
-  }
-}
-
-// == Backward
-
-// Rounded copies, rows kC wide with zeros from column C on.  q,d[B,H,T,kC] k,v[B,K,T,kC]
-struct CoreBack {
-  AttentionBack<float> f;
-  bf16 *q, *d, *k, *v;
-
-  __device__ int64_t row(int64_t b, int heads, int h, int64_t t) const {
-    return (b * heads + h) * f.in.T_ + t;
-  }
-};
-template <int kC>
-struct RoundRows {
-  CoreBack to;
-  __device__ void operator()(int64_t i) const {  // i over [B,T,H + K,kC / 8]
-    constexpr int kPieces = kC / Pack<bf16>::kSize;
-    const AttentionIn<float>& in = to.f.in;
-    const int c = static_cast<int>(i % kPieces) * Pack<bf16>::kSize,
-              head = static_cast<int>(i / kPieces % (in.H + in.K));
-    const int64_t n = i / kPieces / (in.H + in.K), b = n / in.T_, t = n % in.T_;
-    const auto copy = [&](bf16* out, const float* x) {
-      Pack<bf16> pack;
-      for (int j = 0; j < Pack<bf16>::kSize; ++j)
-        pack.at[j] = from_float<bf16>(c + j < in.C ? x[c + j] : 0.0f);
-      store16(out + c, pack);
-    };
-    if (head < in.H) {
-      copy(to.q + to.row(b, in.H, head, t) * kC, in.query(b, head, t));
-      copy(to.d + to.row(b, in.H, head, t) * kC, to.f.d(b, head, t));
-    } else {
-      const int g = head - in.H;
-      const int64_t from = ((b * in.K + g) * in.S + t) * in.C;
-      copy(to.k + to.row(b, in.K, g, t) * kC, in.k + from);
-      copy(to.v + to.row(b, in.K, g, t) * kC, in.v + from);
-    }
-  }
-};
-
-// A warp's 16 x 32 of probabilities of the queries t0 .. over the keys j0 .., and of dP = dO V'; 0 where a query
-// does not see a key. log_sums in powers of two.
-template <int kC>
-struct CoreProbs {
-  float p[1][4][4] = {}, dp[1][4][4] = {};
-
-  __device__ __forceinline__ CoreProbs(const bf16* q, const bf16* d, const bf16* k, const bf16* v,
-                                       const float* log_sums, const AttentionIn<float>& in,
-                                       int64_t t0, int64_t j0) {
-    constexpr int kStride = kCoreStride<kC>;
-    const int row = row0() * kStride, col = col0() * kStride;
-#pragma unroll
-    for (int c = 0; c < kC; c += kDepth<bf16>) {
-      add_product<true, true>(p, q + row + c, kStride, k + col + c, kStride);
-      add_product<true, true>(dp, d + row + c, kStride, v + col + c, kStride);
-    }
-    const float scale = in.scale * kLog2E;
-    const float sums[2] = {log_sums[row0() + sum_row(0, 0)], log_sums[row0() + sum_row(0, 2)]};
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = row0() + sum_row(0, i), j = col0() + sum_col(n, i);
-        const bool sees = t0 + r < in.T_ && j0 + j <= t0 + r;
-        p[0][n][i] = sees ? exp2f(p[0][n][i] * scale - sums[i / 2]) : 0.0f;
-      }
-    }
-  }
-  __device__ static int row0() { return warp_of_thread() / 2 * 16; }
-  __device__ static int col0() { return warp_of_thread() % 2 * 32; }
-  // scores[row, column] = f(row, i of p, dp) for pairs of columns
-  template <class F>
-  __device__ __forceinline__ void write(bf16* scores, F f) const {
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const int r = row0() + sum_row(0, i);
-        *reinterpret_cast<uint32_t*>(scores + r * kCoreScores + col0() + sum_col(n, i)) =
-            as_pair(f(r, p[0][n][i], dp[0][n][i]), f(r, p[0][n][i + 1], dp[0][n][i + 1]));
-      }
-    }
-  }
-};
-
-// A warp's share of a tile of results [kCoreTile, kC]: 16 rows, half of the columns.
-template <int kC>
-struct CoreSums {
-  float sum[1][kC / 16][4] = {};
-
-  // += op(scores) x, scores[kCoreTile, kCoreTile] transposed where kTurned
-  template <bool kTurned>
-  __device__ __forceinline__ void add(const bf16* scores, const bf16* x) {
-#pragma unroll
-    for (int j = 0; j < kCoreTile; j += kDepth<bf16>) {
-      add_product<!kTurned, false>(
-          sum, kTurned ? scores + j * kCoreScores + row0() : scores + row0() * kCoreScores + j,
-          kCoreScores, x + j * kCoreStride<kC> + col0(), kCoreStride<kC>);
-    }
-  }
-  // f(row, column, value)
-  template <class F>
-  __device__ __forceinline__ void each(F f) const {
-#pragma unroll
-    for (int n = 0; n < kC / 16; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) f(row0() + sum_row(0, i), col0() + sum_col(n, i), sum[0][n][i]);
-    }
-  }
-  __device__ static int row0() { return warp_of_thread() / 2 * 16; }
-  __device__ static int col0() { return warp_of_thread() % 2 * (kC / 2); }
-};
-
-// Asks for kCoreTile rows from row `first` of T_ on, those of `rows`[T_, kC]; zeros beyond the last.
-template <int kC>
-__device__ __forceinline__ void ask_for_tile(bf16* to, const bf16* rows, int64_t first,
-                                             int64_t T_) {
-  stage<bf16, kC>(to, kCoreTile, kC, true,
-                  [&](int r) { return first + r < T_ ? rows + (first + r) * kC : nullptr; });
-}
-
-// dq and delta = rowsum(P dP) of a tile of queries of one head: a walk over the keys for delta, and one for dq.
-// Grid (tiles of queries, H, B); the last tiles, which see most, begin first.
-template <int kC>
-__global__ void __launch_bounds__(kCoreBackThreads) attention_core_dq_kernel(CoreBack back) {
-  constexpr int kSize = kCoreTile * kCoreStride<kC>;
-  const AttentionBack<float>& f = back.f;
-  const AttentionIn<float>& in = f.in;
-  bf16 *q = dynamic_shared<bf16>(), *d = q + kSize, *kv = d + kSize,
-       *ds = kv + 4 * kSize;  // kv[2, k and v]
-  auto* log_sums = reinterpret_cast<float*>(ds + kCoreTile * kCoreScores);
-  float *delta = log_sums + kCoreTile, *half = delta + kCoreTile;  // half[2, kCoreTile]
-  const int h = static_cast<int>(blockIdx.y), g = h * in.K / in.H, thread = thread_rank();
-  const int64_t b = blockIdx.z, t0 = (gridDim.x - 1 - blockIdx.x) * int64_t{kCoreTile};
-  const auto row = [&](int r) { return t0 + r < in.T_; };
-  ask_for_tile<kC>(q, back.q + back.row(b, in.H, h, 0) * kC, t0, in.T_);
-  ask_for_tile<kC>(d, back.d + back.row(b, in.H, h, 0) * kC, t0, in.T_);
-  if (thread < kCoreTile) {
-    log_sums[thread] = row(thread) ? f.log_sums[f.row(b, h, t0 + thread)] * kLog2E : 0.0f;
-  }
-  const int64_t tiles = t0 / kCoreTile + 1;
-  const auto load = [&](int64_t j) {
-    bf16* to = kv + j % 2 * 2 * kSize;
-    ask_for_tile<kC>(to, back.k + back.row(b, in.K, g, 0) * kC, j * kCoreTile, in.T_);
-    ask_for_tile<kC>(to + kSize, back.v + back.row(b, in.K, g, 0) * kC, j * kCoreTile, in.T_);
-    copy16_group();
-  };
-  const auto probs = [&](int64_t j) {
-    const bf16* k = kv + j % 2 * 2 * kSize;
-    return CoreProbs<kC>(q, d, k, k + kSize, log_sums, in, t0, j * kCoreTile);
-  };
-  float mean[2] = {};  // the lane's part of its two rows
-  in_two_buffers(tiles, load, [&](int64_t j) {
-    const CoreProbs<kC> s = probs(j);
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mean[i / 2] += s.p[0][n][i] * s.dp[0][n][i];
-    }
-  });
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    mean[i] = quad_sum(mean[i]);
-    if (lane_of_thread() % 4 == 0) {
-      half[warp_of_thread() % 2 * kCoreTile + CoreProbs<kC>::row0() + sum_row(0, 2 * i)] = mean[i];
-    }
-  }
-  __syncthreads();
-  if (thread < kCoreTile) {
-    delta[thread] = half[thread] + half[kCoreTile + thread];
-    if (row(thread)) f.delta[f.row(b, h, t0 + thread)] = delta[thread];
-  }
-  CoreSums<kC> dq;
-  in_two_buffers(tiles, load, [&](int64_t j) {
-    probs(j).write(ds, [&](int r, float p, float dp) { return p * (dp - delta[r]) * in.scale; });
-    __syncthreads();
-    dq.template add<false>(ds, kv + j % 2 * 2 * kSize);
-  });
-  dq.each([&](int r, int c, float x) {
-    if (row(r) && c < in.C) f.dq(b, t0 + r)[h * in.C + c] = x;
-  });
-}
-
-// dk and dv of a tile of keys of one key-value head: a walk over its query heads, and the queries of each that
-// see the tile. Grid (tiles of keys, K, B).
-template <int kC>
-__global__ void __launch_bounds__(kCoreBackThreads) attention_core_dkv_kernel(CoreBack back) {
-  constexpr int kSize = kCoreTile * kCoreStride<kC>;
-  const AttentionBack<float>& f = back.f;
-  const AttentionIn<float>& in = f.in;
-  bf16 *k = dynamic_shared<bf16>(), *v = k + kSize, *qd = v + kSize,
-       *ps = qd + 4 * kSize;  // qd[2, q and d]
-  bf16* ds = ps + kCoreTile * kCoreScores;
-  auto* sums = reinterpret_cast<float*>(ds + kCoreTile * kCoreScores);  // [2, log_sums and delta]
-  const int g = static_cast<int>(blockIdx.y), group = in.H / in.K, thread = thread_rank();
-  const int64_t b = blockIdx.z, j0 = blockIdx.x * int64_t{kCoreTile};
-  const int64_t tiles = gridDim.x - blockIdx.x;  // of queries that see the keys
-  ask_for_tile<kC>(k, back.k + back.row(b, in.K, g, 0) * kC, j0, in.T_);
-  ask_for_tile<kC>(v, back.v + back.row(b, in.K, g, 0) * kC, j0, in.T_);
-  const auto first_query = [&](int64_t step) { return j0 + step % tiles * kCoreTile; };
-  CoreSums<kC> dk, dv;
-  in_two_buffers(
-      group * tiles,
-      [&](int64_t step) {
-        const int h = g * group + static_cast<int>(step / tiles);
-        const int64_t t0 = first_query(step), t = t0 + thread;
-        bf16* to = qd + step % 2 * 2 * kSize;
-        ask_for_tile<kC>(to, back.q + back.row(b, in.H, h, 0) * kC, t0, in.T_);
-        ask_for_tile<kC>(to + kSize, back.d + back.row(b, in.H, h, 0) * kC, t0, in.T_);
-        float* own = sums + step % 2 * 2 * kCoreTile;
-        if (thread < kCoreTile) {
-          own[thread] = t < in.T_ ? f.log_sums[f.row(b, h, t)] * kLog2E : 0.0f;
-          own[kCoreTile + thread] = t < in.T_ ? f.delta[f.row(b, h, t)] : 0.0f;
-        }
-        copy16_group();
-      },
-      [&](int64_t step) {
-        const bf16 *q = qd + step % 2 * 2 * kSize, *d = q + kSize;
-        const float *log_sums = sums + step % 2 * 2 * kCoreTile, *delta = log_sums + kCoreTile;
-        const CoreProbs<kC> s(q, d, k, v, log_sums, in, first_query(step), j0);
-        s.write(ps, [](int, float p, float) { return p; });
-        s.write(ds, [&](int r, float p, float dp) { return p * (dp - delta[r]) * in.scale; });
-        __syncthreads();
-        dk.template add<true>(ds, q);
-        dv.template add<true>(ps, d);
-      });
-  const auto write = [&](const CoreSums<kC>& tile, int64_t head) {
-    tile.each([&](int r, int c, float x) {
-      if (j0 + r < in.T_ && c < in.C) f.dq(b, j0 + r)[head * in.C + c] = x;
-    });
-  };
-  write(dk, in.H + g);
-  write(dv, in.H + in.K + g);
 }
 
 }  // namespace lte

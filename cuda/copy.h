@@ -4,13 +4,14 @@
 #include "device.h"
 
 #ifdef LTE_SIMT
+#include <cstring>
 #include <deque>
 #include <vector>
 #endif
 
 namespace lte {
 
-// copy16_async(to, from);  16 bytes, both aligned to that; the thread's copies since its last
+// copy16_async(to, from);  16 bytes, both aligned to that, or copy4_async 4 bytes; the thread's copies since its last
 // copy16_group() are one group;  copy16_wait<n>() returns when all but the n latest groups are there, for
 // this thread: others see them after a barrier.
 #ifdef LTE_SIMT
@@ -19,6 +20,7 @@ struct PendingCopies {
   struct Copy {
     void* to;
     uint4 value;
+    size_t bytes;
   };
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
@@ -29,8 +31,13 @@ inline PendingCopies& pending_copies() {
 }
 inline void copy16_async(void* to, const void* from) {
   simt::check_aligned(to, 16), simt::check_aligned(from, 16);
-  pending_copies().open.push_back({to, *static_cast<const uint4*>(from)});
+  pending_copies().open.push_back({to, *static_cast<const uint4*>(from), 16});
   simt::unset(to, 16);
+}
+inline void copy4_async(void* to, const void* from) {
+  simt::check_aligned(to, 4), simt::check_aligned(from, 4);
+  pending_copies().open.push_back({to, {*static_cast<const unsigned*>(from), 0, 0, 0}, 4});
+  simt::unset(to, 4);
 }
 inline void copy16_group() {
   PendingCopies& p = pending_copies();
@@ -39,13 +46,17 @@ inline void copy16_group() {
 template <int kLeft>
 void copy16_wait() {
   for (auto& groups = pending_copies().groups; groups.size() > kLeft; groups.pop_front()) {
-    for (const auto& copy : groups.front()) *static_cast<uint4*>(copy.to) = copy.value;
+    for (const auto& copy : groups.front()) std::memcpy(copy.to, &copy.value, copy.bytes);
   }
 }
 #else
 __device__ __forceinline__ void copy16_async(void* to, const void* from) {
   const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy4_async(void* to, const void* from) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copy16_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -49,21 +49,26 @@ __device__ __forceinline__ void multiply(float (&sum)[kM][kN][4], const uint32_t
   }
 }
 
-// sum += A B over kDepth, where A[i, k] = a[i lda + k] if kAlongA, else a[k lda + i], and B as above. All lanes
-// of a warp; lda, ldb multiples of 16 bytes.
-template <bool kAlongA, bool kAlongB, int kM, int kN>
-__device__ __forceinline__ void add_product(float (&sum)[kM][kN][4], const bf16* a, int lda,
-                                            const bf16* b, int ldb) {
+// A[16 kM, 16] in registers, for `multiply`: A[i, k] = a[i lda + k] if kAlongA, else a[k lda + i].
+template <bool kAlongA, int kM>
+__device__ __forceinline__ void load_left(uint32_t (&left)[kM][4], const bf16* a, int lda) {
   const int low = lane_of_thread() % 8, mid = lane_of_thread() / 8 % 2 * 8,
             high = lane_of_thread() / 16 * 8;
 #pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    load_matrices<!kAlongA>(left[m], kAlongA ? a + (m * 16 + low + mid) * lda + high
+                                             : a + (low + high) * lda + m * 16 + mid);
+  }
+}
+
+// sum += A B over kDepth, A and B in shared memory as above. All lanes of a warp; lda, ldb multiples of 16 bytes.
+template <bool kAlongA, bool kAlongB, int kM, int kN>
+__device__ __forceinline__ void add_product(float (&sum)[kM][kN][4], const bf16* a, int lda,
+                                            const bf16* b, int ldb) {
+#pragma unroll
   for (int k = 0; k < kDepth<bf16>; k += 16) {
     uint32_t left[kM][4];
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      load_matrices<!kAlongA>(left[m], kAlongA ? a + (m * 16 + low + mid) * lda + k + high
-                                               : a + (k + low + high) * lda + m * 16 + mid);
-    }
+    load_left<kAlongA>(left, kAlongA ? a + k : a + k * lda, lda);
     multiply<kAlongB>(sum, left, kAlongB ? b + k : b + k * ldb, ldb);
   }
 }
@@ -145,21 +150,18 @@ __device__ __forceinline__ void stage(S* to, int rows, int64_t cols, bool wide, 
 }
 
 // use(step) for steps 0, 1, .. of what load(step) has asked for, in the buffer step % 2, while the next
-// one is on its way. For whole blocks; load ends with copy16_group().
-template <class Load, class Use>
-__device__ __forceinline__ void in_two_buffers(int64_t steps, Load&& load, Use&& use) {
-  if (steps > 0) load(0);
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) {
-      load(step + 1);
-      copy16_wait<1>();
-    } else {
-      copy16_wait<0>();
-    }
+// one is on its way. For whole blocks; load ends with copy16_group(). One barrier a step: a thread that asks for the
+// next step knows that all have used the last one.
+template <class N, class Load, class Use>
+__device__ __forceinline__ void in_two_buffers(N steps, Load&& load, Use&& use) {
+  if (steps > 0) load(N(0));
+  for (N step = 0; step < steps; ++step) {
+    copy16_wait<0>();
     __syncthreads();
+    if (step + 1 < steps) load(step + 1);
     use(step);
-    __syncthreads();
   }
+  __syncthreads();
 }
 
 }  // namespace lte

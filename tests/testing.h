@@ -74,11 +74,14 @@ inline ::testing::Environment* const kNeedsBackend =
 #endif
 
 inline double at(const Tensor& t, int64_t i) {
+  if (t.dtype == DType::bf16) return static_cast<double>(to_float(t.as<Bf16>()[i]));
   return t.dtype == DType::f64 ? t.as<double>()[i] : static_cast<double>(t.as<float>()[i]);
 }
 inline void put(const Tensor& t, int64_t i, double value) {
   if (t.dtype == DType::f64) {
     t.as<double>()[i] = value;
+  } else if (t.dtype == DType::bf16) {
+    t.as<Bf16>()[i] = to_bf16(static_cast<float>(value));
   } else {
     t.as<float>()[i] = static_cast<float>(value);
   }
