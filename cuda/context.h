@@ -175,6 +175,8 @@ __device__ __forceinline__ int64_t column_of(int64_t i, int64_t cols) {
 template <int kFew, class T, class S>
 __global__ void column_parts_kernel(T* parts, const S* x, int64_t rows, int64_t cols,
                                     int64_t grain) {
+  let_next_begin();
+  await_inputs();
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x) * kFew;
   const int64_t first = blockIdx.y * grain + threadIdx.y;
   const int64_t stop = rows < (blockIdx.y + 1) * grain ? rows : (blockIdx.y + 1) * grain;
@@ -195,24 +197,27 @@ __global__ void column_parts_kernel(T* parts, const S* x, int64_t rows, int64_t 
     parts[blockIdx.y * cols + at] = all;
   }
 }
-// out[c] += the sum of parts[i, c] over i in order.
+// out[c] += the sum of parts[i, c] over i in order; columns from `half` on go to `other`, or nowhere.
 template <class T>
 struct SumParts {
-  T* out;
+  T *out, *other;
   const T* parts;
-  int64_t cols, count;
+  int64_t cols, half;
+  int count;
   __device__ void operator()(int64_t c) const {
     T sum = 0;
-#pragma unroll 8
-    for (int64_t i = 0; i < count; ++i) sum += parts[i * cols + c];
-    out[c] += sum;
+#pragma unroll 32
+    for (int i = 0; i < count; ++i) sum += parts[i * cols + c];
+    if (c < half) out[c] += sum;
+    if (c >= half && other) other[c - half] += sum;
   }
 };
-// out[c] += sum over rows r of x[r, c], in a fixed order. Scratch from `begin` on is used, at most kColumnParts
-// numbers a column.
+// out[c] += sum over rows r of x[r, c], in a fixed order; columns from `half` on go to `other`, or nowhere. Scratch
+// from `begin` on is used, at most kColumnParts numbers a column.
 constexpr int64_t kColumnParts = 64;
 template <class T, class S>
-void add_column_sums(Ctx& ctx, T* out, const S* x, int64_t rows, int64_t cols, int64_t begin = 0) {
+void add_column_sums(Ctx& ctx, T* out, const S* x, int64_t rows, int64_t cols, int64_t half,
+                     T* other = nullptr, int64_t begin = 0) {
   constexpr int kFew = 8 / sizeof(S);
   const int64_t grain = std::max<int64_t>(64, pieces(rows, kColumnParts));
   const int64_t count = pieces(rows, grain);
@@ -220,9 +225,9 @@ void add_column_sums(Ctx& ctx, T* out, const S* x, int64_t rows, int64_t cols, i
   const bool vector = cols % kFew == 0 && aligned16(x);
   const dim3 grid(static_cast<unsigned>(pieces(cols, vector ? kWarp * kFew : kWarp)),
                   static_cast<unsigned>(count));
-  launch(vector ? column_parts_kernel<kFew, T, S> : column_parts_kernel<1, T, S>, grid,
-         dim3(kWarp, 8), 0, cuda(ctx).stream, parts, x, rows, cols, grain);
-  each(ctx, cols, SumParts<T>{out, parts, cols, count});
+  launch_early(vector ? column_parts_kernel<kFew, T, S> : column_parts_kernel<1, T, S>, grid,
+               dim3(kWarp, 8), 0, cuda(ctx).stream, parts, x, rows, cols, grain);
+  each(ctx, cols, SumParts<T>{out, other, parts, cols, half, static_cast<int>(count)});
 }
 
 // total[K] = sum over i of f(i, sum), which adds K numbers in double to `sum`: at most 1024 blocks,

@@ -83,13 +83,13 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
       "cublasGemmEx");
 }
 
-// x w' + b by one launch where cuBLAS multiplies: floats, or many rows by weights of bf16, for which x is rounded.
+// x op(w) + b by one launch where cuBLAS multiplies: floats, or many rows by weights of bf16, for which x is rounded.
 template <bool kTf32>
-void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
+void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, bool tw, Tensor b) {
   CudaCtx& c = cuda(ctx);
-  const Product p = product_of(out, x, false, w, true);
+  const Product p = product_of(out, x, false, w, tw);
   if (out.dtype != DType::f32 || !fits_epilogue(p, out, x, w, b)) {
-    gemm<false, kTf32>(ctx, out, x, false, w, true);
+    gemm<false, kTf32>(ctx, out, x, false, w, tw);
     return bias_add(ctx, out, b);
   }
   LTE_CHECK(x.dtype == DType::f32, "linear: types do not fit");
@@ -104,7 +104,8 @@ void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
 
 void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
   with_kept(dout, [&]<class T, class S>() {
-    add_column_sums<T>(ctx, ptr<T>(db), ptr<S>(dout), dout.rows(), dout.cols());
+    const int64_t cols = dout.cols();
+    add_column_sums(ctx, ptr<T>(db), ptr<S>(dout), dout.rows(), cols, cols);
   });
 }
 

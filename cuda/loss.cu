@@ -9,7 +9,7 @@ namespace {
 template <class S>
 constexpr int kBeside = std::is_same_v<S, bf16> ? 8 : 1;
 template <class S>
-constexpr int kAhead = std::is_same_v<S, bf16> ? 2 : 8;
+constexpr int kAhead = std::is_same_v<S, bf16> ? 4 : 8;
 
 // use(v, numbers v .. of the row z[V]) for the thread's own; what lies beyond V is the lowest number.
 template <class T, class S, class F>
@@ -95,8 +95,8 @@ void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor 
             "cross_entropy: shapes do not fit");
   CudaCtx& c = cuda(ctx);
   const int32_t* target = device_list(c, targets);
-  // 1024 threads a multiprocessor, in one block where rows are long.
-  const int64_t threads = std::clamp<int64_t>(pieces(V, 8 * kWarp), 1, 32) * kWarp;
+  // 1024 threads a multiprocessor, in one block, or of bf16 two, where rows are long.
+  const int64_t threads = std::clamp<int64_t>(pieces(V, 8 * kWarp), 1, half ? 16 : 32) * kWarp;
   const int64_t blocks = std::min(N, c.multiprocessors * (1024 / threads));
   with_kept(logits, [&]<class T, class S>() {
     launch(cross_entropy_kernel<T, S>, static_cast<unsigned>(blocks),

@@ -113,7 +113,7 @@ void norm(Ctx& ctx, Tensor out, Tensor stats, Tensor x, Tensor w, Tensor b, doub
 
 // With xh = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - xh mean(g xh)), where mean(g)
 // is left out for RMSNorm. A block walks over rows and keeps in shared memory what they add to dw and
-// db, every thread its own columns: parts[2, blocks, D].
+// db, every thread its own columns: parts[blocks, 2, D].
 template <int kFew, class T, class S>
 __global__ void norm_backward_kernel(T* dx, T* parts, const S* dout, const T* stats, const T* x,
                                      const T* w, int64_t N, int64_t D, bool centred) {
@@ -152,8 +152,8 @@ __global__ void norm_backward_kernel(T* dx, T* parts, const S* dout, const T* st
     }
   }
   for (int64_t d = own; d < D; d += step) {
-    store_few(parts + blockIdx.x * D + d, load_few<kFew>(dw + d));
-    store_few(parts + (gridDim.x + blockIdx.x) * D + d, load_few<kFew>(db + d));
+    store_few(parts + 2 * blockIdx.x * D + d, load_few<kFew>(dw + d));
+    store_few(parts + (2 * blockIdx.x + 1) * D + d, load_few<kFew>(db + d));
   }
 }
 
@@ -164,15 +164,14 @@ void norm_backward_add(Ctx& ctx, Tensor dx, Tensor dw, Tensor db, Tensor dout, T
   CudaCtx& c = cuda(ctx);
   const int64_t blocks = std::min<int64_t>(N, 8 * c.multiprocessors), size = blocks * D;
   with_kept(dout, [&]<class T, class S>() {
-    T* parts = c.workspace<T>(2 * size + kColumnParts * D);
+    T* parts = c.workspace<T>(2 * (size + kColumnParts * D));
     constexpr int kFew = Pack<T>::kSize;
     const bool vector = D % kFew == 0 && aligned16(dx.data, dout.data, x.data, w.data);
     launch(vector ? norm_backward_kernel<kFew, T, S> : norm_backward_kernel<1, T, S>,
            static_cast<unsigned>(blocks), row_threads(vector ? D / kFew : D),
            static_cast<size_t>(2 * D) * sizeof(T), c.stream, ptr<T>(dx), parts, ptr<S>(dout),
            ptr<T>(stats), ptr<T>(x), ptr<T>(w), N, D, static_cast<bool>(db));
-    add_column_sums(ctx, ptr<T>(dw), parts, blocks, D, 2 * size);
-    if (db) add_column_sums(ctx, ptr<T>(db), parts + size, blocks, D, 2 * size);
+    add_column_sums(ctx, ptr<T>(dw), parts, blocks, 2 * D, D, ptr<T>(db), 2 * size);
   });
 }
 

@@ -41,9 +41,13 @@ inline bool fits_epilogue(const Product& p, const Tensor& out, const Tensor& x, 
          aligned16(out.data, x.data, w.data, b.data);
 }
 // out = op(a) op(b) + bias[cols], factors of one type, by one launch of cuBLASLt. out is f32 or bf16, and bias of
-// its type.  (epilogue.cu)
+// its type. With `pre`: that of the sums, and out GELU (by tanh) of them, all of bf16.  (epilogue.cu)
 void multiply_add_bias(CudaCtx&, const Product&, const Tensor& out, const void* a, const void* b,
-                       cudaDataType type, cublasComputeType_t, const void* bias);
+                       cudaDataType type, cublasComputeType_t, const void* bias,
+                       void* pre = nullptr);
+// out = (op(a) op(b)) GELU'(pre), all of bf16.
+void multiply_gelu_slope(CudaCtx&, const Product&, const Tensor& out, const bf16* a, const bf16* b,
+                         const void* pre);
 
 // What products are without a variant, and biases.  (linear.cu)
 void plain_gemm(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add);

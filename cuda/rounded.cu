@@ -190,11 +190,11 @@ void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, T
   multiply_padded(c, dw, tw ? d : in, tw ? in : d, by_w, true);
 }
 
-void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
-  const Product p = product_of(out, x, false, w, true);
+void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, bool tw, Tensor b) {
+  const Product p = product_of(out, x, false, w, tw);
   const bool whole = p.rows % 8 == 0 && p.cols % 8 == 0;
   if (!rounds(out, w) || !whole || !fits_epilogue(p, out, x, w, b)) {
-    gemm<false>(ctx, out, x, false, w, true);
+    gemm<false>(ctx, out, x, false, w, tw);
     return bias_add(ctx, out, b);
   }
   check_types({out, x}, {w, b});
@@ -205,6 +205,39 @@ void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor b) {
   if (rounded) round_to_bf16(ctx, space, ptr<float>(b), b.size());
   multiply_add_bias(c, p, out, in, weights, CUDA_R_16BF, CUBLAS_COMPUTE_32F,
                     rounded ? space : b.data);
+}
+
+// Of what is kept as bf16, in whole packs of 16 bytes.
+bool fits_gelu(const Product& p, std::initializer_list<Tensor> kept, Act act) {
+  bool fits = act == Act::gelu_tanh && p.rows > 16 && p.cols % 8 == 0 && p.inner % 8 == 0;
+  for (const Tensor& t : kept) fits = fits && is_factor(t);
+  return fits;
+}
+
+bool linear_activate(Ctx& ctx, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor b, Act act) {
+  const Product p = product_of(out, x, false, w, true);
+  if (!fits_gelu(p, {out, pre, x}, act) || w.dtype != DType::f32) return false;
+  check_types({out, pre, x}, {w, b});
+  CudaCtx& c = cuda(ctx);
+  bf16* space = c.workspace<bf16>(copy_size(w) + padded(b.size()));
+  const bf16* weights = factor(ctx, space, w);
+  round_to_bf16(ctx, space, ptr<float>(b), b.size());
+  multiply_add_bias(c, p, out, ptr<bf16>(x), weights, CUDA_R_16BF, CUBLAS_COMPUTE_32F, space,
+                    pre.data);
+  return true;
+}
+
+bool linear_activate_backward(Ctx& ctx, Tensor dpre, Tensor dw, Tensor dout, Tensor out, Tensor pre,
+                              Tensor w, Act act) {
+  const Product p = product_of(dpre, dout, false, w, true);
+  if (!fits_gelu(p, {dpre, out, pre}, act) || w.dtype != DType::f32) return false;
+  check_types({dpre, dout, out, pre}, {dw, w});
+  CudaCtx& c = cuda(ctx);
+  bf16* space = c.workspace<bf16>(copy_size(dout) + copy_size(w));
+  const bf16 *d = factor(ctx, space, dout), *weights = factor(ctx, space, w);
+  multiply_gelu_slope(c, p, dpre, d, weights, pre.data);
+  multiply_padded(c, dw, ptr<bf16>(out), d, product_of(dw, out, true, dout, false), true);
+  return true;
 }
 
 }  // namespace
@@ -218,6 +251,8 @@ void round_cuda_products(Ops& ops) {
   ops.gemm = gemm<false>, ops.gemm_add = gemm<true>;
   ops.linear = linear;
   ops.linear_backward = linear_backward;
+  ops.linear_activate = linear_activate;
+  ops.linear_activate_backward = linear_activate_backward;
   ops.kept_type = [](Ctx&) { return DType::bf16; };
 }
 

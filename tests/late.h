@@ -204,6 +204,8 @@ inline Backend open_late() {
                   !std::is_same_v<Entry, decltype(&Ops::record)> &&
                   !std::is_same_v<Entry, decltype(&Ops::replay)> &&
                   !std::is_same_v<Entry, decltype(&Ops::route_linear)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::linear_activate)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::linear_activate_backward)> &&
                   !std::is_same_v<Entry, decltype(&Ops::linear_backward)>) {
       b.ops.*kEntry = Later<kEntry>::call;
     }
@@ -215,9 +217,13 @@ inline Backend open_late() {
   b.ops.route_linear = [](Ctx&, Tensor, ExpertLists, Tensor, Tensor, Tensor, double) {
     return false;
   };
-  b.ops.linear = [](Ctx& ctx, Tensor out, Tensor x, Tensor w, Tensor bias) {
-    Later<&Ops::gemm>::call(ctx, out, x, false, w, true);
+  b.ops.linear = [](Ctx& ctx, Tensor out, Tensor x, Tensor w, bool tw, Tensor bias) {
+    Later<&Ops::gemm>::call(ctx, out, x, false, w, tw);
     Later<&Ops::bias_add>::call(ctx, out, bias);
+  };
+  b.ops.linear_activate = [](Ctx&, Tensor, Tensor, Tensor, Tensor, Tensor, Act) { return false; };
+  b.ops.linear_activate_backward = [](Ctx&, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Act) {
+    return false;
   };
   b.ops.add_norm = [](Ctx& ctx, Tensor out, Tensor stats, Tensor sum, Tensor x, Tensor y, Tensor w,
                       Tensor bias, double eps) {

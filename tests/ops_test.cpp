@@ -17,7 +17,7 @@ TEST_P(OpsTest, NoEntryIsEmpty) {
   visit_ops([&]<auto kEntry>(const std::string& name) {
     const bool training = name == "ffn_train" || name == "ffn_train_backward_add";
     const bool graphs = name == "record" || name == "replay";
-    const bool both = name == "linear_backward" || name == "linear" || name == "add_norm";
+    const bool both = name.starts_with("linear") || name == "add_norm";
     const bool optional = both || (cpu ? graphs || name == "route_linear" : training);
     EXPECT_TRUE(ops.*kEntry != nullptr || optional) << name;
   });
@@ -194,16 +194,18 @@ TEST_P(OpsTest, LinearIsGemmAndBias) {
   struct {
     int64_t n, m, k;
   } const shapes[] = {{1, 5, 3}, {16, 32, 32}, {17, 8, 8}, {33, 12, 40}, {40, 64, 24}, {18, 7, 8}};
-  for (const bool half : {false, true}) {
+  for (const int flags : {0, 1, 2, 3}) {
+    const bool half = flags & 1, tw = flags & 2;
     if (half && (dtype != DType::f32 || !takes_bf16(spec))) continue;
-    for (const auto [n, m, k] : shapes) {
-      SCOPED_TRACE(fmt::format("{}x{}x{} bf16 {}", n, m, k, half));
-      const Tensor x = normal({n, k}), w = normal({m, k}), b = normal({m});
+    for (const auto& shape : shapes) {
+      const int64_t n = shape.n, m = shape.m, k = shape.k;
+      SCOPED_TRACE(fmt::format("{}x{}x{} bf16 {} tw {}", n, m, k, half, tw));
+      const Tensor x = normal({n, k}), w = tw ? normal({m, k}) : normal({k, m}), b = normal({m});
       const Tensor mine = half ? s.half(w) : w, out = blank({n, m}), want = blank({n, m});
       run({want}, [&](const Ops& o, Ctx& c) {
-        o.gemm(c, want, x, false, mine, true), o.bias_add(c, want, b);
+        o.gemm(c, want, x, false, mine, tw), o.bias_add(c, want, b);
       });
-      run({out}, [&](const Ops& o, Ctx& c) { o.linear(c, out, x, mine, b); });
+      run({out}, [&](const Ops& o, Ctx& c) { o.linear(c, out, x, mine, tw, b); });
       expect_close(out, values(want), tol(k, 8), "linear");
     }
   }

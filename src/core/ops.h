@@ -124,8 +124,15 @@ struct Ops {
   // would do it: dx = or += dout op(w)';  dw += dout' x, or x' dout. Null where that gains nothing.
   void (*linear_backward)(Ctx&, Tensor dx, bool add_dx, Tensor dw, Tensor dout, Tensor x, Tensor w,
                           bool tw);
-  // out = x w' + b, gemm and bias_add by one entry. Null where a backend has none.  out[N,M] x[N,K] w[M,K] b[M]
-  void (*linear)(Ctx&, Tensor out, Tensor x, Tensor w, Tensor b);
+  // out = x w' + b (tw), or x w + b: gemm and bias_add by one entry. Null where a backend has none.
+  // out[N,M] x[N,K] w[M,K], or [K,M] b[M]
+  void (*linear)(Ctx&, Tensor out, Tensor x, Tensor w, bool tw, Tensor b);
+  // pre = x w' + b and out = act(pre), and the way back of a product of such an out = act(pre): dpre = (dout w')
+  // act'(pre) and dw += out' dout. False where the shapes, types or the activation are none for it: nothing
+  // is done. Null where a backend has no such kernels.     out,pre[N,F] x[N,K] w[F,K] b[F];  dout[N,D] w[F,D]
+  bool (*linear_activate)(Ctx&, Tensor out, Tensor pre, Tensor x, Tensor w, Tensor b, Act);
+  bool (*linear_activate_backward)(Ctx&, Tensor dpre, Tensor dw, Tensor dout, Tensor out,
+                                   Tensor pre, Tensor w, Act);
   // x[n,:] += b                                                                        x[N,M] b[M]
   void (*bias_add)(Ctx&, Tensor x, Tensor b);
   // db += sum over n of dout[n,:]

@@ -25,6 +25,8 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::gemm_add>("gemm_add");
   f.template operator()<&Ops::linear_backward>("linear_backward");
   f.template operator()<&Ops::linear>("linear");
+  f.template operator()<&Ops::linear_activate>("linear_activate");
+  f.template operator()<&Ops::linear_activate_backward>("linear_activate_backward");
   f.template operator()<&Ops::bias_add>("bias_add");
   f.template operator()<&Ops::bias_backward_add>("bias_backward_add");
   f.template operator()<&Ops::add>("add");

@@ -84,7 +84,11 @@ void masked_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
                      size_t layers) {
   const Ops& op = p.be.ops;
   const bool routed = plan.router != RouterKind::none;
-  linear_backward(p.be, dact, false, d.down_w, p.dx, routed ? s.hidden : s.act, w.down_w, false);
+  const bool at_once =
+      op.linear_activate_backward && !routed && !p.c.gated && p.terms.hoyer == 0 &&
+      op.linear_activate_backward(*p.be.ctx, dact, d.down_w, p.dx, s.act, s.up, w.down_w, p.c.act);
+  if (!at_once)
+    linear_backward(p.be, dact, false, d.down_w, p.dx, routed ? s.hidden : s.act, w.down_w, false);
   if (routed) {
     op.scale_experts_backward(*p.be.ctx, dact, dgates, dact, s.act,
                               p.run.gate == Gate::soft ? s.scores : s.gates);
@@ -97,7 +101,7 @@ void masked_backward(Pass& p, const LayerParams& w, const LayerParams& d, const 
     linear_backward(p.be, p.dnorm, false, d.gate_w, dact, s.norm2, w.gate_w, true);
     linear_backward(p.be, p.dnorm, true, d.up_w, dup, s.norm2, w.up_w, true);
   } else {
-    op.activate_backward(*p.be.ctx, dact, {}, dact, s.up, {}, p.c.act);
+    if (!at_once) op.activate_backward(*p.be.ctx, dact, {}, dact, s.up, {}, p.c.act);
     linear_backward(p.be, p.dnorm, false, d.up_w, dact, s.norm2, w.up_w, true);
     if (d.up_b) op.bias_backward_add(*p.be.ctx, d.up_b, dact);
   }

@@ -9,9 +9,9 @@
 namespace lte {
 namespace {
 
-void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b) {
-  if (b && be.ops.linear) return be.ops.linear(*be.ctx, out, x, w, b);
-  be.ops.gemm(*be.ctx, out, x, false, w, true);
+void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b, bool tw = true) {
+  if (b && be.ops.linear) return be.ops.linear(*be.ctx, out, x, w, tw, b);
+  be.ops.gemm(*be.ctx, out, x, false, w, tw);
   if (b) be.ops.bias_add(*be.ctx, out, b);
 }
 
@@ -104,6 +104,10 @@ void from_input(Backend& be, Tensor out, const FfnPlan& plan, Run run, const Lay
 void dense_act(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                Run run, LayerState& s) {
   if (plan.in_cut >= 0) be.ops.keep_large(*be.ctx, s.large, s.kept, s.norm2, plan.in_cut);
+  if (be.ops.linear_activate && plan.in_cut < 0 && !c.gated && w.up_b &&
+      be.ops.linear_activate(*be.ctx, s.act, s.up, s.norm2, w.up_w, w.up_b, c.act)) {
+    return;
+  }
   from_input(be, s.up, plan, run, s, w.up_w, w.up_t, w.up_b);
   if (c.gated) from_input(be, s.gate, plan, run, s, w.gate_w, w.gate_t, {});
   be.ops.activate(*be.ctx, s.act, c.gated ? s.gate : s.up, c.gated ? s.up : Tensor{}, c.act);
@@ -114,7 +118,7 @@ void masked_ffn(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run,
   if (routed) {
     be.ops.scale_experts(*be.ctx, s.hidden, s.act, run.gate == Gate::soft ? s.scores : s.gates);
   }
-  be.ops.gemm(*be.ctx, s.delta, routed ? s.hidden : s.act, false, w.down_w, false);
+  linear(be, s.delta, routed ? s.hidden : s.act, w.down_w, w.down_b, false);
 }
 
 // The layer's own activations choose: what has to be computed to choose is computed in full.
@@ -133,6 +137,7 @@ void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, co
   if (run.exec == Exec::gathered) {
     op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, s.act,
                     by_gate ? w.up_w : Tensor{}, {}, {}, w.down_w, c.act);
+    if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
     return;
   }
   if (by_gate) {
@@ -169,15 +174,16 @@ void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const 
     if (routed && run.exec == Exec::gathered) {
       op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
                       w.gate_w, w.down_w, c.act);
+      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
     } else if (run.exec == Exec::trained && trains_gathered(plan)) {
       op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w),
                    c.act);
+      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
     } else {
       dense_act(be, c, w, plan, run, s);
       masked_ffn(be, w, plan, run, s);
     }
   }
-  if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
 }
 
 }  // namespace

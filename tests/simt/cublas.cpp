@@ -1,5 +1,6 @@
 // cuBLAS's matrix products by Eigen.
 #include <Eigen/Core>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -175,11 +176,23 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta
   return submit<float, __nv_bfloat16, __nv_bfloat16>(h, p, alpha, a, b, beta, c);
 }
 
+namespace {
+// GELU by tanh, and its slope.
+float tanh_part(float x) { return std::tanh(0.79788456f * (x + 0.044715f * x * x * x)); }
+float gelu_of(float x) { return 0.5f * x * (1 + tanh_part(x)); }
+float gelu_slope(float x) {
+  const float t = tanh_part(x);
+  return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * x * x);
+}
+}  // namespace
+
 struct SimtMatmul {
   cublasComputeType_t compute;
   cublasOperation_t ta = CUBLAS_OP_N, tb = CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   const void* bias = nullptr;  // of the result's type
+  void* aux = nullptr;         // what GELU is taken of; of the result's type
+  int64_t aux_ld = 0;
 };
 struct SimtLayout {
   cudaDataType type;
@@ -214,6 +227,10 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
       return take(d->epilogue);
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
       return take(d->bias);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+      return take(d->aux);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
+      return take(d->aux_ld);
   }
   return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -245,10 +262,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, cons
   const uint64_t m = of_d->rows, n = of_d->cols, k = cols(how->ta, of_a);
   if (rows(how->ta, of_a) != m || rows(how->tb, of_b) != k || cols(how->tb, of_b) != n)
     return CUBLAS_STATUS_INVALID_VALUE;
-  // Sums of f32 with the bias are rounded to bf16 once.
-  const bool biased = how->epilogue != CUBLASLT_EPILOGUE_DEFAULT;
-  if (biased && !how->bias) return CUBLAS_STATUS_INVALID_VALUE;
-  const auto sums = std::make_shared<std::vector<float>>(half && biased ? m * n : 0);
+  // What the epilogue makes of sums of f32 is rounded to bf16 once.
+  const bool plain = how->epilogue == CUBLASLT_EPILOGUE_DEFAULT, bias = how->epilogue & 4,
+             gelu = how->epilogue & 32, slope = how->epilogue & 64;
+  if (bias && !how->bias) return CUBLAS_STATUS_INVALID_VALUE;
+  if ((gelu || slope) && (!half || !how->aux || how->aux_ld % 8 != 0))
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  const auto sums = std::make_shared<std::vector<float>>(half && !plain ? m * n : 0);
   const bool aside = !sums->empty();
   if (aside && *static_cast<const float*>(beta) != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
   const int64_t ld = aside ? static_cast<int64_t>(m) : of_d->ld;
@@ -257,23 +277,26 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, cons
       of_a->type, static_cast<int>(of_a->ld), b, of_b->type, static_cast<int>(of_b->ld), beta,
       aside ? sums->data() : d, aside ? CUDA_R_32F : of_d->type, static_cast<int>(ld), how->compute,
       CUBLAS_GEMM_DEFAULT);
-  if (status != CUBLAS_STATUS_SUCCESS || !biased) return status;
-  const auto add = [&]<class T>(T* out, const float* in) {
-    lte::simt::submit(stream, [=, bias = static_cast<const T*>(how->bias), to_ld = of_d->ld] {
-      for (uint64_t j = 0; j < n; ++j) {
-        for (uint64_t i = 0; i < m; ++i) {
-          const auto row = static_cast<int64_t>(i), col = static_cast<int64_t>(j);
-          out[col * to_ld + row] =
-              static_cast<T>(in[col * ld + row] + static_cast<float>(bias[row]));
+  if (status != CUBLAS_STATUS_SUCCESS || plain) return status;
+  const auto finish = [&]<class T>(T* out, const float* in) {
+    lte::simt::submit(stream, [=, by = *how, to_ld = of_d->ld] {
+      for (int64_t col = 0; col < static_cast<int64_t>(n); ++col) {
+        for (int64_t row = 0; row < static_cast<int64_t>(m); ++row) {
+          float x = in[col * ld + row];
+          T* pre = static_cast<T*>(by.aux) + col * by.aux_ld + row;
+          if (bias) x += static_cast<float>(static_cast<const T*>(by.bias)[row]);
+          if (gelu) *pre = static_cast<T>(x), x = gelu_of(x);
+          if (slope) x *= gelu_slope(static_cast<float>(*pre));
+          out[col * to_ld + row] = static_cast<T>(x);
         }
       }
       (void)sums;
     });
   };
   if (half) {
-    add(static_cast<__nv_bfloat16*>(d), sums->data());
+    finish(static_cast<__nv_bfloat16*>(d), sums->data());
   } else {
-    add(static_cast<float*>(d), static_cast<const float*>(d));
+    finish(static_cast<float*>(d), static_cast<const float*>(d));
   }
   return CUBLAS_STATUS_SUCCESS;
 }
