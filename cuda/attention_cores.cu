@@ -34,6 +34,19 @@ struct CoreCopy {
   }
 };
 
+template <class X>
+struct CoreCopies {
+  CoreCopy<X> part[4];
+  int64_t count[4] = {};  // of pieces of each
+  __device__ void operator()(int64_t i) const {
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      if (i >= 0 && i < count[p]) part[p](i);
+      i -= count[p];
+    }
+  }
+};
+
 // What the kernels read: tensors of bf16 as they lie, where they can; else copies.
 template <class X>
 struct CoreSource {
@@ -55,37 +68,37 @@ struct CoreSource {
 
   // `copies`: size() numbers, which are then written.
   CoreBack inputs(Ctx& ctx, bf16* copies) const {
+    const auto n = [](int64_t x) { return static_cast<int>(x); };
     CoreBack f{.in = {.q = ptr<bf16>(qkv),
                       .k = ptr<bf16>(k),
                       .v = ptr<bf16>(v),
                       .S = k.dim[2],
                       .pos = Position(chunk),
-                      .width = static_cast<int>(qkv.cols()),
-                      .T_ = static_cast<int>(chunk.T),
-                      .H = static_cast<int>(s.H),
-                      .K = static_cast<int>(s.K),
-                      .C = static_cast<int>(s.C),
+                      .width = n(qkv.cols()),
+                      .T_ = n(chunk.T),
+                      .H = n(s.H),
+                      .K = n(s.K),
+                      .C = n(s.C),
                       .scale = 1 / std::sqrt(static_cast<float>(s.C))},
                .dout = ptr<bf16>(dout),
                .log_sums = nullptr,
                .delta = nullptr,
-               .dout_width = static_cast<int>(s.H * s.C)};
+               .dout_width = n(s.H * s.C)};
     if (!copied()) return f;
-    f.in.width = f.dout_width = static_cast<int>(s.H * kC), f.in.S = reach,
-    f.in.C = static_cast<int>(kC);
-    f.in.k = copy(ctx, copies, k, k.dim[2] * s.C, heads, reach);
-    f.in.v = copy(ctx, copies, v, k.dim[2] * s.C, heads, reach);
-    f.in.q = copy(ctx, copies, qkv, qkv.cols(), N, s.H);
-    if (dout) f.dout = copy(ctx, copies, dout, s.H * s.C, N, s.H);
+    const int64_t cache = k.dim[2] * s.C;
+    constexpr int64_t kPiece = Pack<bf16>::kSize;
+    bf16 *to_q = copies + 2 * keys(), *to_d = to_q + queries();
+    const auto copy = [&](bf16* to, const Tensor& x, int64_t stride, int64_t inner) {
+      return CoreCopy<X>{to, ptr<X>(x), stride, inner, n(s.C), n(kC)};
+    };
+    const CoreCopies<X> all{
+        {copy(copies, k, cache, reach), copy(copies + keys(), v, cache, reach),
+         copy(to_q, qkv, qkv.cols(), s.H), copy(to_d, dout, s.H * s.C, s.H)},
+        {keys() / kPiece, keys() / kPiece, queries() / kPiece, dout ? queries() / kPiece : 0}};
+    each(ctx, size() / kPiece, all);
+    f.in.k = copies, f.in.v = copies + keys(), f.in.q = to_q, f.dout = to_d;
+    f.in.S = reach, f.in.C = n(kC), f.in.width = f.dout_width = n(s.H * kC);
     return f;
-  }
-  const bf16* copy(Ctx& ctx, bf16*& to, Tensor x, int64_t stride, int64_t outer,
-                   int64_t inner) const {
-    bf16* const begin = to;
-    each(ctx, outer * inner * kC / Pack<bf16>::kSize,
-         CoreCopy<X>{begin, ptr<X>(x), stride, inner, static_cast<int>(s.C), static_cast<int>(kC)});
-    to += outer * inner * kC;
-    return begin;
   }
 };
 
@@ -97,9 +110,9 @@ void attend(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor 
   const CoreIn in = source.inputs(ctx, c.workspace<bf16>(source.size())).in;
   with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
     constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
-           core_shared<kC>(kRows, 0), c.stream, ptr<X>(out), ptr<float>(log_sums), in,
-           static_cast<int>(s.C));
+    launch_early(attention_core_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows),
+                 kAttendThreads, core_shared<kC>(kRows, 0), c.stream, ptr<X>(out),
+                 ptr<float>(log_sums), in, static_cast<int>(s.C));
   });
 }
 
@@ -116,13 +129,15 @@ void attend_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv,
   const int C = static_cast<int>(s.C);
   with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
     constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_dq_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
-           core_shared<kC>(2 * kRows, 0), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
+    launch_early(attention_core_dq_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows),
+                 kAttendThreads, core_shared<kC>(2 * kRows, 0), c.stream, ptr<X>(dqkv), dqkv.cols(),
+                 f, C);
   });
   with_core_tiles(c, chunk, s.K, s.C, [&]<int kC, int kM>() {
     constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_dkv_kernel<kC, kM, X>, attention_grid(chunk, s.K, kRows), kAttendThreads,
-           core_shared<kC>(2 * kRows, 4), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
+    launch_early(attention_core_dkv_kernel<kC, kM, X>, attention_grid(chunk, s.K, kRows),
+                 kAttendThreads, core_shared<kC>(2 * kRows, 4), c.stream, ptr<X>(dqkv), dqkv.cols(),
+                 f, C);
   });
 }
 
@@ -130,15 +145,14 @@ void attend_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv,
 
 void core_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
                     Chunk chunk, HeadShape s) {
-  (out.dtype == DType::bf16 ? attend<bf16> : attend<float>)(ctx, out, log_sums, qkv, k, v, chunk,
-                                                            s);
+  const auto of_type = out.dtype == DType::bf16 ? attend<bf16> : attend<float>;
+  of_type(ctx, out, log_sums, qkv, k, v, chunk, s);
 }
 
 void core_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,
                    Tensor log_sums, Chunk chunk, HeadShape s) {
-  (dqkv.dtype == DType::bf16 ? attend_backward<bf16> : attend_backward<float>)(ctx, dqkv, dout, out,
-                                                                               qkv, k, v, log_sums,
-                                                                               chunk, s);
+  const auto of_type = dqkv.dtype == DType::bf16 ? attend_backward<bf16> : attend_backward<float>;
+  of_type(ctx, dqkv, dout, out, qkv, k, v, log_sums, chunk, s);
 }
 
 }  // namespace lte

@@ -183,6 +183,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int64_t b = blockIdx.z;
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows;
+  let_next_begin();
+  await_inputs();
   // The first query's own key, and the end of what the last one sees.
   const int begin = static_cast<int>(in.pos) + first, reach = begin + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);

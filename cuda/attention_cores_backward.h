@@ -35,6 +35,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows, reach = first + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);
   const float scale = in.scale * kLog2E;
+  let_next_begin();
+  await_inputs();
   float base[kM][2], delta[kM][2], dq[kM][kC / 8][4] = {};
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
@@ -100,6 +102,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int j0 = static_cast<int>(blockIdx.x) * kRows, left = in.T_ - j0;
   const int tiles = (left + kAttendStep - 1) / kAttendStep;  // of queries that see the keys
   const float scale = in.scale * kLog2E;
+  let_next_begin();
+  await_inputs();
   ask_for_rows<kC, kRows>(k, in.k + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   ask_for_rows<kC, kRows>(v, in.v + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   float dk[kM][kC / 8][4] = {}, dv[kM][kC / 8][4] = {};
