@@ -3,7 +3,7 @@
 // sums kept (training of variant fused) those of attention_backward.h; of variant bf16, and of tensors of bf16,
 // those of attention_cores.h.
 #include "attention_backward.h"
-#include "attention_cores_backward.h"
+#include "attention_cores.h"
 
 namespace lte {
 namespace {
@@ -187,110 +187,6 @@ AttentionIn<T> attention_in(Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadSha
           .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
 }
 
-// == On tensor cores
-
-// Calls f.template operator()<kC, kM>() for the width of tiles that holds C columns, and for tiles of 64 kM rows: high
-// ones where `heads` heads have enough of them for all multiprocessors. Sums do not depend on it.
-template <class F>
-void with_core_tiles(CudaCtx& c, const Chunk& chunk, int64_t heads, int64_t C, F&& f) {
-  if (C > 64) return f.template operator()<128, 1>();
-  const int64_t tiles = pieces(chunk.T, kAttendRows<2>) * heads * chunk.B;
-  tiles < 2 * c.multiprocessors ? f.template operator()<64, 1>() : f.template operator()<64, 2>();
-}
-
-// to[outer, inner, kC]: rows of C numbers, `stride` apart by outer, as bf16 with zeros from column C on.
-template <class X>
-struct CoreCopy {
-  bf16* to;
-  const X* from;
-  int64_t stride, inner;
-  int C, kC;
-  __device__ void operator()(int64_t i) const {  // i over pieces of 16 bytes
-    const int pieces = kC / Pack<bf16>::kSize, c = static_cast<int>(i % pieces) * Pack<bf16>::kSize;
-    const int64_t row = i / pieces;
-    const X* x = from + row / inner * stride + row % inner * C + c;
-    Pack<bf16> pack;
-#pragma unroll
-    for (int j = 0; j < Pack<bf16>::kSize; ++j)
-      pack.at[j] = from_float<bf16>(c + j < C ? to_float(x[j]) : 0.0f);
-    store16(to + row * kC + c, pack);
-  }
-};
-
-// What the kernels read: tensors of bf16 as they lie, where they can; else copies.
-template <class X>
-struct CoreSource {
-  Tensor qkv, k, v, dout;  // dout: of a backward pass
-  Chunk chunk;
-  HeadShape s;
-  int64_t kC = s.C <= 64 ? 64 : kMostCoreColumns;
-  int64_t N = chunk.B * chunk.T, heads = chunk.B * s.K;
-  int64_t reach = chunk.at ? k.dim[2] : chunk.pos + chunk.T;  // positions that are read
-
-  bool copied() const {
-    return !std::is_same_v<X, bf16> || s.C % Pack<bf16>::kSize != 0 ||
-           !aligned16(ptr<X>(qkv), ptr<X>(k), ptr<X>(v), ptr<X>(dout));
-  }
-  int64_t queries() const { return N * s.H * kC; }
-  int64_t keys() const { return heads * reach * kC; }
-  // Of copies, in bf16.
-  int64_t size() const { return copied() ? queries() * (dout ? 2 : 1) + 2 * keys() : 0; }
-
-  // `copies`: size() numbers, which are then written.
-  CoreBack inputs(Ctx& ctx, bf16* copies) const {
-    CoreBack f{.in = {.q = ptr<bf16>(qkv),
-                      .k = ptr<bf16>(k),
-                      .v = ptr<bf16>(v),
-                      .width = qkv.cols(),
-                      .S = k.dim[2],
-                      .pos = Position(chunk),
-                      .T_ = static_cast<int>(chunk.T),
-                      .H = static_cast<int>(s.H),
-                      .K = static_cast<int>(s.K),
-                      .C = static_cast<int>(s.C),
-                      .scale = 1 / std::sqrt(static_cast<float>(s.C))},
-               .dout = ptr<bf16>(dout),
-               .dout_width = s.H * s.C,
-               .log_sums = nullptr,
-               .delta = nullptr};
-    if (!copied()) return f;
-    f.in.width = f.dout_width = s.H * kC, f.in.S = reach, f.in.C = static_cast<int>(kC);
-    f.in.k = copy(ctx, copies, k, k.dim[2] * s.C, heads, reach);
-    f.in.v = copy(ctx, copies, v, k.dim[2] * s.C, heads, reach);
-    f.in.q = copy(ctx, copies, qkv, qkv.cols(), N, s.H);
-    if (dout) f.dout = copy(ctx, copies, dout, s.H * s.C, N, s.H);
-    return f;
-  }
-  const bf16* copy(Ctx& ctx, bf16*& to, Tensor x, int64_t stride, int64_t outer,
-                   int64_t inner) const {
-    bf16* const begin = to;
-    each(ctx, outer * inner * kC / Pack<bf16>::kSize,
-         CoreCopy<X>{begin, ptr<X>(x), stride, inner, static_cast<int>(s.C), static_cast<int>(kC)});
-    to += outer * inner * kC;
-    return begin;
-  }
-};
-
-// Tiles of `height` rows of every head of every sequence.
-dim3 attention_grid(Chunk c, int64_t heads, int64_t height) {
-  return dim3(static_cast<unsigned>(pieces(c.T, height)), static_cast<unsigned>(heads),
-              static_cast<unsigned>(c.B));
-}
-
-template <class X>
-void core_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
-                    Chunk chunk, HeadShape s) {
-  CudaCtx& c = cuda(ctx);
-  const CoreSource<X> source{qkv, k, v, {}, chunk, s};
-  const CoreIn in = source.inputs(ctx, c.workspace<bf16>(source.size())).in;
-  with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
-    constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
-           core_shared<kC>(kRows, 0), c.stream, ptr<X>(out), ptr<float>(log_sums), in,
-           static_cast<int>(s.C));
-  });
-}
-
 template <class T>
 void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
                       Chunk chunk, HeadShape s) {
@@ -338,46 +234,11 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
               "attention was given two types");
   }
   if (!stored && on_cores(kCores && (probs || chunk.T > kFewQueries), out, s)) {
-    return out.dtype == DType::bf16 ? core_attention<bf16>(ctx, out, probs, qkv, k, v, chunk, s)
-                                    : core_attention<float>(ctx, out, probs, qkv, k, v, chunk, s);
+    return core_attention(ctx, out, probs, qkv, k, v, chunk, s);
   }
   with_type(out, [&]<class T>() {
     stored ? stored_attention<T>(ctx, out, probs, qkv, k, v, chunk, s)
            : online_attention<T>(ctx, out, probs, qkv, k, v, chunk, s);
-  });
-}
-
-template <class X, class T>
-void row_deltas(Ctx& ctx, T* delta, Tensor dout, Tensor out, const Chunk& chunk,
-                const HeadShape& s) {
-  const int64_t N = chunk.B * chunk.T;
-  const X *d = ptr<X>(dout), *o = ptr<X>(out);
-  launch_early(attention_delta_kernel<X, T>,
-               static_cast<unsigned>(pieces(N * s.H, kDeltaThreads / kDeltaLanes)), kDeltaThreads,
-               0, cuda(ctx).stream, delta, d, o, N, chunk.T, static_cast<int>(s.H),
-               static_cast<int>(s.C), s.C % Pack<X>::kSize == 0 && aligned16(d, o));
-}
-
-template <class X>
-void core_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,
-                   Tensor log_sums, Chunk chunk, HeadShape s) {
-  CudaCtx& c = cuda(ctx);
-  const CoreSource<X> source{qkv, k, v, dout, chunk, s};
-  auto* copies = c.workspace<bf16>(source.size() + 2 * log_sums.size());
-  auto* delta = reinterpret_cast<float*>(copies + source.size());
-  row_deltas<X>(ctx, delta, dout, out, chunk, s);
-  CoreBack f = source.inputs(ctx, copies);
-  f.log_sums = ptr<float>(log_sums), f.delta = delta;
-  const int C = static_cast<int>(s.C);
-  with_core_tiles(c, chunk, s.H, s.C, [&]<int kC, int kM>() {
-    constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_dq_kernel<kC, kM, X>, attention_grid(chunk, s.H, kRows), kAttendThreads,
-           core_shared<kC>(2 * kRows, 0), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
-  });
-  with_core_tiles(c, chunk, s.K, s.C, [&]<int kC, int kM>() {
-    constexpr int kRows = kAttendRows<kM>;
-    launch(attention_core_dkv_kernel<kC, kM, X>, attention_grid(chunk, s.K, kRows), kAttendThreads,
-           core_shared<kC>(2 * kRows, 4), c.stream, ptr<X>(dqkv), dqkv.cols(), f, C);
   });
 }
 
@@ -417,9 +278,7 @@ void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor out, Tensor q
         online_backward<T>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s);
       });
     }
-    return dqkv.dtype == DType::bf16
-               ? core_backward<bf16>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s)
-               : core_backward<float>(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s);
+    return core_backward(ctx, dqkv, dout, out, qkv, k, v, probs, chunk, s);
   }
   CudaCtx& c = cuda(ctx);
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, HC = s.H * s.C;

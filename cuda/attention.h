@@ -20,6 +20,12 @@ struct AttentionIn {
   __device__ int64_t cache(int64_t b, int h) const { return (b * K + h * K / H) * S * C; }
 };
 
+// Tiles of `height` rows of every head of every sequence.
+inline dim3 attention_grid(Chunk c, int64_t heads, int64_t height) {
+  return dim3(static_cast<unsigned>(pieces(c.T, height)), static_cast<unsigned>(heads),
+              static_cast<unsigned>(c.B));
+}
+
 constexpr int kTileQ = 16, kTileK = 32, kTileThreads = 128;
 
 // Dynamic shared memory of attention_tile_kernel, in elements.

@@ -47,6 +47,17 @@ __global__ void attention_delta_kernel(T* delta, const X* dout, const X* out, in
   if (i < N * H && lane == 0) delta[(b * H + i % H) * T_ + n % T_] = sum;
 }
 
+template <class X, class T>
+void row_deltas(Ctx& ctx, T* delta, Tensor dout, Tensor out, const Chunk& chunk,
+                const HeadShape& s) {
+  const int64_t N = chunk.B * chunk.T;
+  const X *d = ptr<X>(dout), *o = ptr<X>(out);
+  launch_early(attention_delta_kernel<X, T>,
+               static_cast<unsigned>(pieces(N * s.H, kDeltaThreads / kDeltaLanes)), kDeltaThreads,
+               0, cuda(ctx).stream, delta, d, o, N, chunk.T, static_cast<int>(s.H),
+               static_cast<int>(s.C), s.C % Pack<X>::kSize == 0 && aligned16(d, o));
+}
+
 // Tiles are kBackTile queries or keys high and C wide, filled with zeros up to whole steps; see tile.h.
 constexpr int kBackTile = 32, kBackThreads = 128;
 __host__ __device__ __forceinline__ int back_width(int C) { return (C + 15) / 16 * 16; }

@@ -4,7 +4,7 @@
 // next without leaving them (Dao, 2023).
 #pragma once
 
-#include "context.h"
+#include "attention.h"
 #include "tile.h"
 
 namespace lte {
@@ -28,13 +28,13 @@ constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
 // What the kernels read. Rows of C <= kC numbers begin at multiples of 16 bytes, and C is a multiple of 8.
 struct CoreIn {
   const bf16 *q, *k, *v;  // [N, width] [B,K,S,C] [B,K,S,C]
-  int64_t width, S;
+  int64_t S;
   Position pos;
-  int T_, H, K, C;
+  int width, T_, H, K, C;
   float scale;
 
   __device__ const bf16* query(int64_t b, int h, int t) const {
-    return q + (b * T_ + t) * width + static_cast<int64_t>(h) * C;
+    return q + (b * T_ + t) * width + h * C;
   }
   __device__ int64_t cache(int64_t b, int g) const { return (b * K + g) * S * C; }
 };
@@ -78,19 +78,27 @@ __device__ __forceinline__ float quad_max(float x) {
 
 // Asks for kRows rows of C numbers, of which `count` are there; zeros beyond, and from column C on.
 template <int kC, int kRows>
-__device__ __forceinline__ void ask_for_rows(bf16* to, const bf16* from, int64_t stride, int count,
+__device__ __forceinline__ void ask_for_rows(bf16* to, const bf16* from, int stride, int count,
                                              int C) {
   constexpr int kPack = Pack<bf16>::kSize, kPieces = kC / kPack, kPass = kAttendThreads / kPieces;
   const int row = thread_rank() / kPieces, c = thread_rank() % kPieces * kPack;
 #pragma unroll
   for (int r = row; r < kRows + row; r += kPass) {
-    bf16* piece = to + r * kCoreStride<kC> + c;
-    if (r < count && c < C) {
-      copy16_async(piece, from + r * stride + c);
-    } else {
-      store16(piece, Pack<bf16>{});
-    }
+    copy16_async(to + r * kCoreStride<kC> + c, from + (r * stride + c), r < count && c < C);
   }
+}
+
+// Asks for a tile of keys and one of values, those of step `step`, in its buffer of kv[2, k and v].
+template <int kC>
+__device__ __forceinline__ void ask_for_keys(bf16* kv, const CoreIn& in, int64_t cache, int step,
+                                             int reach) {
+  constexpr int kSize = kAttendStep * kCoreStride<kC>;
+  const int from = step * kAttendStep;
+  const int64_t at = cache + int64_t{from} * in.C;
+  bf16* to = kv + step % 2 * 2 * kSize;
+  ask_for_rows<kC, kAttendStep>(to, in.k + at, in.C, reach - from, in.C);
+  ask_for_rows<kC, kAttendStep>(to + kSize, in.v + at, in.C, reach - from, in.C);
+  copy16_group();
 }
 
 // The 16 kM rows of a warp, all of their columns, as factors: in registers (kKept), or read again for each product.
@@ -116,6 +124,22 @@ struct OwnRows {
     }
   }
 };
+
+// Scores where the column passes `shift` and the row, or with kTurned the row `shift` and the column, become `value`.
+template <bool kTurned, int kM, int kN>
+__device__ __forceinline__ void hide(float (&sum)[kM][kN][4], int shift, float value) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = sum_row(m, i), col = sum_col(n, i);
+        if (kTurned ? row > shift + col : col > shift + row) sum[m][n][i] = value;
+      }
+    }
+  }
+}
 
 // sum += factor x for 8 kN columns of factor, x[8 kN, kC]
 template <int kC, int kM, int kN>
@@ -159,8 +183,10 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int64_t b = blockIdx.z;
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows;
-  const int begin = static_cast<int>(in.pos) + first,
-            reach = begin + rows;  // the first query's own key
+  let_next_begin();
+  await_inputs();
+  // The first query's own key, and the end of what the last one sees.
+  const int begin = static_cast<int>(in.pos) + first, reach = begin + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);
   const float scale = in.scale * kLog2E;
   OwnRows<kC, kM, true> own(q + row0 * kCoreStride<kC>);
@@ -168,60 +194,40 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
 #pragma unroll
   for (int m = 0; m < kM; ++m) top[m][0] = top[m][1] = kLowest<float>;
   ask_for_rows<kC, kRows>(q, in.query(b, h, first), in.width, rows, in.C);
-  in_two_buffers((reach + kAttendStep - 1) / kAttendStep,
-                 [&](int step) {
-                   const int64_t from = step * kAttendStep, at = cache + from * in.C;
-                   bf16* to = kv + step % 2 * 2 * kSize;
-                   ask_for_rows<kC, kAttendStep>(to, in.k + at, in.C, reach - from, in.C);
-                   ask_for_rows<kC, kAttendStep>(to + kSize, in.v + at, in.C, reach - from, in.C);
-                   copy16_group();
-                 },
-                 [&](int step) {
-                   const bf16* k = kv + step % 2 * 2 * kSize;
-                   if (step == 0) own.load();
-                   // Of what the warp's first query sees, its first key of this tile; the others see more.
-                   const int own_key = begin + row0 - step * kAttendStep;
-                   if (own_key <= -16 * kM) return;
-                   float s[kM][kAttendStep / 8][4] = {};
-                   own.times(s, k);
-                   if (own_key < kAttendStep - 1) {
+  const auto load = [&](int step) { ask_for_keys<kC>(kv, in, cache, step, reach); };
+  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, [&](int step) {
+    const bf16* k = kv + step % 2 * 2 * kSize;
+    if (step == 0) own.load();
+    const int shift =
+        begin + row0 - step * kAttendStep;  // the warp's first query sees keys up to it
+    if (shift <= -16 * kM) return;
+    float s[kM][kAttendStep / 8][4] = {};
+    own.times(s, k);
+    if (shift < kAttendStep - 1) hide<false>(s, shift, kLowest<float>);
 #pragma unroll
-                     for (int m = 0; m < kM; ++m) {
+    for (int m = 0; m < kM; ++m) {
 #pragma unroll
-                       for (int n = 0; n < kAttendStep / 8; ++n) {
+      for (int i = 0; i < 2; ++i) {
+        float most = top[m][i];
 #pragma unroll
-                         for (int i = 0; i < 4; ++i) {
-                           if (sum_col(n, i) > own_key + sum_row(m, i)) s[m][n][i] = kLowest<float>;
-                         }
-                       }
-                     }
-                   }
+        for (int n = 0; n < kAttendStep / 8; ++n)
+          most = fmaxf(most, fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
+        most = quad_max(most);
+        // Every row sees the first key: `most` is a number.
+        const float shrink = power_of_two((top[m][i] - most) * scale), base = most * scale;
+        top[m][i] = most, sum[m][i] *= shrink;
 #pragma unroll
-                   for (int m = 0; m < kM; ++m) {
+        for (int n = 0; n < kC / 8; ++n) o[m][n][2 * i] *= shrink, o[m][n][2 * i + 1] *= shrink;
 #pragma unroll
-                     for (int i = 0; i < 2; ++i) {
-                       float most = top[m][i];
+        for (int n = 0; n < kAttendStep / 8; ++n) {
 #pragma unroll
-                       for (int n = 0; n < kAttendStep / 8; ++n)
-                         most = fmaxf(most, fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
-                       most = quad_max(most);
-                       // Every row sees the first key: `most` is a number.
-                       const float shrink = power_of_two((top[m][i] - most) * scale),
-                                   base = most * scale;
-                       top[m][i] = most, sum[m][i] *= shrink;
-#pragma unroll
-                       for (int n = 0; n < kC / 8; ++n)
-                         o[m][n][2 * i] *= shrink, o[m][n][2 * i + 1] *= shrink;
-#pragma unroll
-                       for (int n = 0; n < kAttendStep / 8; ++n) {
-#pragma unroll
-                         for (int j = 2 * i; j < 2 * i + 2; ++j)
-                           sum[m][i] += s[m][n][j] = power_of_two(s[m][n][j] * scale - base);
-                       }
-                     }
-                   }
-                   add_times<kC>(o, s, k + kSize);
-                 });
+          for (int j = 2 * i; j < 2 * i + 2; ++j)
+            sum[m][i] += s[m][n][j] = power_of_two(s[m][n][j] * scale - base);
+        }
+      }
+    }
+    add_times<kC>(o, s, k + kSize);
+  });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -235,5 +241,12 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
     }
   }
 }
+
+// As Ops::attention and attention_backward with row sums, or none forward; all tensors but
+// the sums of bf16, or of f32, which is rounded to it. At most kMostCoreColumns columns a head.  (attention_cores.cu)
+void core_attention(Ctx&, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v, Chunk,
+                    HeadShape);
+void core_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,
+                   Tensor log_sums, Chunk, HeadShape);
 
 }  // namespace lte

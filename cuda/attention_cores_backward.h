@@ -9,16 +9,17 @@ namespace lte {
 struct CoreBack {
   CoreIn in;  // pos is 0
   const bf16* dout;
-  int64_t dout_width;             // rows of H heads of in.C numbers, as far apart
   const float *log_sums, *delta;  // [B,H,T]
+  int dout_width;                 // rows of H heads of in.C numbers, as far apart
 
   __device__ int64_t row(int64_t b, int h) const { return (b * in.H + h) * in.T_; }
   __device__ const bf16* d(int64_t b, int h, int t) const {
-    return dout + (b * in.T_ + t) * dout_width + static_cast<int64_t>(h) * in.C;
+    return dout + (b * in.T_ + t) * dout_width + h * in.C;
   }
 };
 
-constexpr int kCorePart = 16;  // of kAttendStep keys, whose scores dq holds at once
+// Of the kAttendStep keys or queries of a step, those whose scores a warp holds at once.
+constexpr int kAttendPart = 16;
 
 // dq of a tile of queries of one head. Grid (tiles of queries, H, B); the last tiles, which see most, begin first.
 // dqkv[N,width], C columns a head.
@@ -34,6 +35,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows, reach = first + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);
   const float scale = in.scale * kLog2E;
+  let_next_begin();
+  await_inputs();
   float base[kM][2], delta[kM][2], dq[kM][kC / 8][4] = {};
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
@@ -47,50 +50,33 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   ask_for_rows<kC, kRows>(q, in.query(b, h, first), in.width, rows, in.C);
   ask_for_rows<kC, kRows>(d, f.d(b, h, first), f.dout_width, rows, in.C);
   OwnRows<kC, kM, true> own_q(q + row0 * kStride), own_d(d + row0 * kStride);
-  in_two_buffers((reach + kAttendStep - 1) / kAttendStep,
-                 [&](int step) {
-                   const int64_t from = step * kAttendStep, at = cache + from * in.C;
-                   bf16* to = kv + step % 2 * 2 * kSize;
-                   ask_for_rows<kC, kAttendStep>(to, in.k + at, in.C, reach - from, in.C);
-                   ask_for_rows<kC, kAttendStep>(to + kSize, in.v + at, in.C, reach - from, in.C);
-                   copy16_group();
-                 },
-                 [&](int step) {
-                   if (step == 0) own_q.load(), own_d.load();
+  const auto load = [&](int step) { ask_for_keys<kC>(kv, in, cache, step, reach); };
+  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, [&](int step) {
+    if (step == 0) own_q.load(), own_d.load();
 #pragma unroll
-                   for (int j = 0; j < kAttendStep; j += kCorePart) {
-                     const int own_key = first + row0 - step * kAttendStep - j;
-                     if (own_key <= -16 * kM) return;
-                     const bf16* k = kv + step % 2 * 2 * kSize + j * kStride;
-                     float s[kM][kCorePart / 8][4] = {}, dp[kM][kCorePart / 8][4] = {};
-                     own_q.times(s, k);
-                     own_d.times(dp, k + kSize);
+    for (int j = 0; j < kAttendStep; j += kAttendPart) {
+      const int shift =
+          first + row0 - step * kAttendStep - j;  // the warp's first query sees keys up to it
+      if (shift <= -16 * kM) return;
+      const bf16* k = kv + step % 2 * 2 * kSize + j * kStride;
+      float s[kM][kAttendPart / 8][4] = {}, dp[kM][kAttendPart / 8][4] = {};
+      own_q.times(s, k);
+      own_d.times(dp, k + kSize);
 #pragma unroll
-                     for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-                       for (int n = 0; n < kCorePart / 8; ++n) {
+        for (int n = 0; n < kAttendPart / 8; ++n) {
 #pragma unroll
-                         for (int i = 0; i < 4; ++i) {
-                           const float p = power_of_two(s[m][n][i] * scale - base[m][i / 2]);
-                           s[m][n][i] = p * (dp[m][n][i] - delta[m][i / 2]);
-                         }
-                       }
-                     }
-                     if (own_key < kCorePart - 1) {
-#pragma unroll
-                       for (int m = 0; m < kM; ++m) {
-#pragma unroll
-                         for (int n = 0; n < kCorePart / 8; ++n) {
-#pragma unroll
-                           for (int i = 0; i < 4; ++i) {
-                             if (sum_col(n, i) > own_key + sum_row(m, i)) s[m][n][i] = 0;
-                           }
-                         }
-                       }
-                     }
-                     add_times<kC>(dq, s, k);
-                   }
-                 });
+          for (int i = 0; i < 4; ++i) {
+            const float p = power_of_two(s[m][n][i] * scale - base[m][i / 2]);
+            s[m][n][i] = p * (dp[m][n][i] - delta[m][i / 2]);
+          }
+        }
+      }
+      if (shift < kAttendPart - 1) hide<false>(s, shift, 0.0f);
+      add_times<kC>(dq, s, k);
+    }
+  });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -102,12 +88,11 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
 }
 
 // dk and dv of a tile of keys of one key-value head: a walk over its query heads, and the queries of each that
-// see the tile, kPart at a time. Grid (tiles of keys, K, B).
+// see the tile. Grid (tiles of keys, K, B).
 template <int kC, int kM, class X>
 __global__ void __launch_bounds__(kAttendThreads, 2)
     attention_core_dkv_kernel(X* dqkv, int64_t width, CoreBack f, int C) {
   constexpr int kRows = kAttendRows<kM>, kStride = kCoreStride<kC>, kSize = kAttendStep * kStride;
-  constexpr int kPart = 16;
   const CoreIn& in = f.in;
   bf16 *k = dynamic_shared<bf16>(), *v = k + kRows * kStride, *qd = v + kRows * kStride;
   auto* sums = reinterpret_cast<float*>(qd + 4 * kSize);  // [2, log_sums and delta, kAttendStep]
@@ -117,61 +102,61 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const int j0 = static_cast<int>(blockIdx.x) * kRows, left = in.T_ - j0;
   const int tiles = (left + kAttendStep - 1) / kAttendStep;  // of queries that see the keys
   const float scale = in.scale * kLog2E;
+  let_next_begin();
+  await_inputs();
   ask_for_rows<kC, kRows>(k, in.k + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   ask_for_rows<kC, kRows>(v, in.v + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   float dk[kM][kC / 8][4] = {}, dv[kM][kC / 8][4] = {};
   OwnRows<kC, kM, true> own_k(k + row0 * kStride);
   OwnRows<kC, kM, false> own_v(v + row0 * kStride);
-  in_two_buffers(
-      group * tiles,
-      [&](int step) {
-        const int h = g * group + step / tiles, t0 = j0 + step % tiles * kAttendStep;
-        const int count = in.T_ - t0;
-        bf16* to = qd + step % 2 * 2 * kSize;
-        ask_for_rows<kC, kAttendStep>(to, in.query(b, h, t0), in.width, count, in.C);
-        ask_for_rows<kC, kAttendStep>(to + kSize, f.d(b, h, t0), f.dout_width, count, in.C);
-        static_assert(kAttendThreads == 2 * kAttendStep);
-        const int r = thread % kAttendStep;
-        const bool second = thread >= kAttendStep;
-        float* own = sums + step % 2 * 2 * kAttendStep + thread;
-        if (r < count) {
-          copy4_async(own, (second ? f.delta : f.log_sums) + f.row(b, h) + t0 + r);
-        } else {
-          *own = second ? 0.0f : INFINITY;  // the probabilities of no query are 0
-        }
-        copy16_group();
-      },
-      [&](int step) {
-        if (step == 0) own_k.load();
+  const auto load = [&](int step) {
+    const int h = g * group + step / tiles, t0 = j0 + step % tiles * kAttendStep;
+    const int count = in.T_ - t0;
+    bf16* to = qd + step % 2 * 2 * kSize;
+    ask_for_rows<kC, kAttendStep>(to, in.query(b, h, t0), in.width, count, in.C);
+    ask_for_rows<kC, kAttendStep>(to + kSize, f.d(b, h, t0), f.dout_width, count, in.C);
+    static_assert(kAttendThreads == 2 * kAttendStep);
+    const int r = thread % kAttendStep;
+    const bool second = thread >= kAttendStep;
+    float* own = sums + step % 2 * 2 * kAttendStep + thread;
+    if (r < count) {
+      copy4_async(own, (second ? f.delta : f.log_sums) + f.row(b, h) + t0 + r);
+    } else {
+      *own = second ? 0.0f : INFINITY;  // the probabilities of no query are 0
+    }
+    copy16_group();
+  };
+  in_two_buffers(group * tiles, load, [&](int step) {
+    if (step == 0) own_k.load();
 #pragma unroll 1
-        for (int part = 0; part < kAttendStep; part += kPart) {
-          // The part's first query sees the warp's keys up to this one.
-          const int own_key = step % tiles * kAttendStep + part - row0;
-          if (own_key <= -kPart) continue;
-          const bf16 *q = qd + step % 2 * 2 * kSize + part * kStride, *d = q + kSize;
-          const float* columns = sums + step % 2 * 2 * kAttendStep + part;
-          float p[kM][kPart / 8][4] = {}, ds[kM][kPart / 8][4] = {};
-          own_k.times(p, q);
-          own_v.times(ds, d);
+    for (int part = 0; part < kAttendStep; part += kAttendPart) {
+      // The part's first query sees the warp's keys up to this one.
+      const int shift = step % tiles * kAttendStep + part - row0;
+      if (shift <= -kAttendPart) continue;
+      const bf16 *q = qd + step % 2 * 2 * kSize + part * kStride, *d = q + kSize;
+      const float* columns = sums + step % 2 * 2 * kAttendStep + part;
+      float p[kM][kAttendPart / 8][4] = {}, ds[kM][kAttendPart / 8][4] = {};
+      own_k.times(p, q);
+      own_v.times(ds, d);
 #pragma unroll
-          for (int n = 0; n < kPart / 8; ++n) {
-            const Few<2, float> log_sum = load_few<2>(columns + sum_col(n, 0)),
-                                delta = load_few<2>(columns + kAttendStep + sum_col(n, 0));
+      for (int n = 0; n < kAttendPart / 8; ++n) {
+        const Few<2, float> log_sum = load_few<2>(columns + sum_col(n, 0)),
+                            delta = load_few<2>(columns + kAttendStep + sum_col(n, 0));
 #pragma unroll
-            for (int m = 0; m < kM; ++m) {
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                float &x = p[m][n][i], &dx = ds[m][n][i];
-                x = power_of_two(x * scale - log_sum.at[i % 2] * kLog2E);
-                dx = x * (dx - delta.at[i % 2]);
-                if (sum_row(m, i) > own_key + sum_col(n, i)) x = dx = 0;
-              }
-            }
+          for (int i = 0; i < 4; ++i) {
+            float &x = p[m][n][i], &dx = ds[m][n][i];
+            x = power_of_two(x * scale - log_sum.at[i % 2] * kLog2E);
+            dx = x * (dx - delta.at[i % 2]);
           }
-          add_times<kC>(dv, p, d);
-          add_times<kC>(dk, ds, q);
         }
-      });
+      }
+      if (shift < 16 * kM - 1) hide<true>(p, shift, 0.0f), hide<true>(ds, shift, 0.0f);
+      add_times<kC>(dv, p, d);
+      add_times<kC>(dk, ds, q);
+    }
+  });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll

@@ -11,7 +11,7 @@
 
 namespace lte {
 
-// copy16_async(to, from);  16 bytes, both aligned to that, or copy4_async 4 bytes; the thread's copies since its last
+// copy16_async(to, from);  16 bytes, both aligned to that, zeros where not `there`; copy4_async: 4 bytes; the thread's copies since its last
 // copy16_group() are one group;  copy16_wait<n>() returns when all but the n latest groups are there, for
 // this thread: others see them after a barrier.
 #ifdef LTE_SIMT
@@ -29,9 +29,10 @@ inline PendingCopies& pending_copies() {
   static std::vector<PendingCopies> all(1024);
   return all[static_cast<size_t>(thread_rank())];
 }
-inline void copy16_async(void* to, const void* from) {
+inline void copy16_async(void* to, const void* from, bool there = true) {
   simt::check_aligned(to, 16), simt::check_aligned(from, 16);
-  pending_copies().open.push_back({to, *static_cast<const uint4*>(from), 16});
+  pending_copies().open.push_back(
+      {to, there ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0}, 16});
   simt::unset(to, 16);
 }
 inline void copy4_async(void* to, const void* from) {
@@ -53,6 +54,12 @@ void copy16_wait() {
 __device__ __forceinline__ void copy16_async(void* to, const void* from) {
   const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy16_async(void* to, const void* from, bool there) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void copy4_async(void* to, const void* from) {
   const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));

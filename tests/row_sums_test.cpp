@@ -181,6 +181,10 @@ TEST_P(RoundedRowSums, AttentionForwardAndBackward) {
     expect_within(out, want, of_out, tol(h.C + R, 4), "out");
     // The kernels for a few queries of floats round nothing.
     expect_within(bare, want, of_out, tol(h.C + R, 4), "out, nothing kept");
+    const Tensor there = s.ints({static_cast<int32_t>(c.pos)}), late = blank({N, HC});
+    const Chunk moved{c.B, c.T, 0, there.as<int32_t>()};
+    run({late}, [&](const Ops& o, Ctx& x) { o.attention(x, late, {}, own, keys, vals, moved, h); });
+    expect_same_bits(late, bare, "a position that the device knows");
     if (c.pos > 0) continue;
     const Tensor grad = full({N, W}), dqkv = blank({N, W});
     cpu.ops.attention_backward(*cpu.ctx, grad, dout, want, qkv, k, v, probs, c, h);

@@ -225,21 +225,24 @@ TEST(SimtWarp, LoadMatrices) {
   });
 }
 
-// Each thread copies 16 bytes in each of two groups, and 4 in the first, and looks before and after it waited.
+// Each thread copies 16 bytes in each of two groups, in the first 4 as well, and 16 that are not there; it looks before and
+// after it waited.
 __global__ void copies_kernel(float* out, const float* from) {
   LTE_SHARED(float, tile[2][kWarp * 4]);
   LTE_SHARED(float, few[kWarp]);
+  LTE_SHARED(float, none[kWarp * 4]);
   const int lane = lane_of_thread();
   for (int g = 0; g < 2; ++g) {
     if (g == 0) copy4_async(few + lane, from + lane);
+    if (g == 0) copy16_async(none + lane * 4, nullptr, false);
     copy16_async(tile[g] + lane * 4, from + (g * kWarp + lane) * 4);
     copy16_group();
   }
-  float* mine = out + lane * 8;
-  mine[6] = few[lane];
+  float* mine = out + lane * 10;
+  mine[6] = few[lane], mine[8] = none[lane * 4 + 2];
   mine[0] = tile[0][lane * 4], mine[1] = tile[1][lane * 4];
   copy16_wait<1>();
-  mine[7] = few[lane];
+  mine[7] = few[lane], mine[9] = none[lane * 4 + 2];
   mine[2] = tile[0][lane * 4], mine[3] = tile[1][lane * 4 + 1];
   copy16_wait<0>();
   __syncwarp();
@@ -251,13 +254,14 @@ TEST(SimtWarp, CopiesAreThereOnceWaitedFor) {
   for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i);
   const Array<float> from(numbers);
   under_all_schedules([&] {
-    Array<float> out(32 * 8);
+    Array<float> out(32 * 10);
     launch(copies_kernel, 1, kWarp, 0, nullptr, out.data, from.data);
     const std::vector<float> got = out.host();
     for (int lane = 0; lane < 32; ++lane) {
-      const float* mine = &got[static_cast<size_t>(lane * 8)];
+      const float* mine = &got[static_cast<size_t>(lane * 10)];
       EXPECT_TRUE(std::isnan(mine[0]) && std::isnan(mine[1]) && std::isnan(mine[3])) << lane;
-      EXPECT_TRUE(std::isnan(mine[6])) << lane;
+      EXPECT_TRUE(std::isnan(mine[6]) && std::isnan(mine[8])) << lane;
+      EXPECT_EQ(mine[9], 0.0f);
       EXPECT_EQ(mine[7], static_cast<float>(lane));
       EXPECT_EQ(mine[2], static_cast<float>(lane * 4));
       EXPECT_EQ(mine[4], static_cast<float>((lane ^ 1) * 4));
