@@ -205,9 +205,16 @@ struct SumParts {
   int64_t cols, half;
   int count;
   __device__ void operator()(int64_t c) const {
+    constexpr int kTogether = 16;  // are asked for before the first is added
     T sum = 0;
-#pragma unroll 32
-    for (int i = 0; i < count; ++i) sum += parts[i * cols + c];
+    for (int first = 0; first < count; first += kTogether) {
+      T x[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        x[i] = first + i < count ? parts[(first + i) * cols + c] : T(0);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) sum += x[i];
+    }
     if (c < half) out[c] += sum;
     if (c >= half && other) other[c - half] += sum;
   }

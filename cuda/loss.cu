@@ -11,25 +11,38 @@ constexpr int kBeside = std::is_same_v<S, bf16> ? 8 : 1;
 template <class S>
 constexpr int kAhead = std::is_same_v<S, bf16> ? 4 : 8;
 
-// use(v, numbers v .. of the row z[V]) for the thread's own; what lies beyond V is the lowest number.
+// use(v, numbers v .. of the row z[V]) for the thread's own: packs, and what is left one by one.
 template <class T, class S, class F>
-__device__ __forceinline__ void each_ahead(const S* z, int64_t V, F use) {
-  const int64_t step = blockDim.x * kBeside<S>;
-  for (int64_t first = threadIdx.x * kBeside<S>; first < V; first += kAhead<S> * step) {
+__device__ __forceinline__ void each_ahead(const S* z, int V, F use) {
+  const int step = static_cast<int>(blockDim.x), packs = V / kBeside<S>;
+  for (int first = static_cast<int>(threadIdx.x); first < packs; first += kAhead<S> * step) {
     Few<kBeside<S>, S> x[kAhead<S>];
 #pragma unroll
     for (int k = 0; k < kAhead<S>; ++k) {
-      const int64_t v = first + k * step < V ? first + k * step : first;
-      x[k] = load_few<kBeside<S>>(z + v);
+      const int i = first + k * step < packs ? first + k * step : first;
+      x[k] = load_few<kBeside<S>>(z + i * kBeside<S>);
     }
 #pragma unroll
     for (int k = 0; k < kAhead<S>; ++k) {
       T y[kBeside<S>];
 #pragma unroll
-      for (int j = 0; j < kBeside<S>; ++j)
-        y[j] = first + k * step + j < V ? T(to_float(x[k].at[j])) : kLowest<T>;
-      use(first + k * step, y);
+      for (int j = 0; j < kBeside<S>; ++j) y[j] = to_float(x[k].at[j]);
+      if (first + k * step < packs) use((first + k * step) * kBeside<S>, y);
     }
+  }
+  for (int v = packs * kBeside<S> + static_cast<int>(threadIdx.x); v < V; v += step) {
+    const T y[1] = {to_float(z[v])};
+    use(v, y);
+  }
+}
+
+// exp(x), x <= 0: of what is rounded to bf16 by a power of two, which is cheaper.
+template <class S, class T>
+__device__ __forceinline__ T exp_below(T x) {
+  if constexpr (std::is_same_v<S, bf16>) {
+    return exp2_fast(x * 1.4426950408889634f);
+  } else {
+    return exp_of(x);
   }
 }
 
@@ -40,31 +53,33 @@ struct SoftmaxOf {
   T top, sum;
 };
 template <class T, class S>
-__device__ SoftmaxOf<T> softmax_of(const S* z, int64_t V) {
+__device__ SoftmaxOf<T> softmax_of(const S* z, int V) {
   T top = kLowest<T>, sum = 0;
-  each_ahead<T>(z, V, [&](int64_t, const auto& x) {
+  each_ahead<T>(z, V, [&](int, const auto& x) {
     T most = top;
     for (T y : x) most = y > most ? y : most;
-    if (most > top) sum *= exp_of(top - most), top = most;
-    for (T y : x) sum += y == kLowest<T> ? T(0) : exp_of(y - top);
+    if (most > top) sum *= exp_below<S>(top - most), top = most;
+    const T from = top == kLowest<T> ? T(0) : top;  // of nothing but -infinity, so far
+    for (T y : x) sum += exp_below<S>(y - from);
   });
   const T all = block_max(top);
-  return {all, block_sum(sum == T(0) ? T(0) : sum * exp_of(top - all))};  // NaN stays NaN
+  return {all, block_sum(sum == T(0) ? T(0) : sum * exp_below<S>(top - all))};  // NaN stays NaN
 }
 
 // A block walks over rows: so few are under way that the second reading of one finds it in the L2 cache.
 // logits,dlogits[N,ld]: beyond V a gradient is 0.
 template <class T, class S>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(1024, 1)
     cross_entropy_kernel(T* loss, S* dlogits, const S* logits, const int32_t* targets, int64_t N,
-                         int64_t V, int64_t ld, T scale) {
+                         int V, int ld, T scale) {
   for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
     const int32_t target = targets[n];
     const S* z = logits + n * ld;
     S* d = dlogits ? dlogits + n * ld : nullptr;
     if (target < 0) {  // all threads of the block
       if (threadIdx.x == 0) loss[n] = 0;
-      for (int64_t v = threadIdx.x; d && v < ld; v += blockDim.x) d[v] = from_number<S>(T(0));
+      for (int v = static_cast<int>(threadIdx.x); d && v < ld; v += static_cast<int>(blockDim.x))
+        d[v] = from_number<S>(T(0));
       continue;
     }
     const SoftmaxOf<T> s = softmax_of<T>(z, V);
@@ -72,16 +87,23 @@ __global__ void __launch_bounds__(1024)
     if (!d) continue;
     __syncthreads();  // z[target] was read: dlogits may lie over logits
     const T factor = scale / s.sum;
-    each_ahead<T>(z, V, [&](int64_t v, const auto& x) {
-      if (v >= V) return;
-      Few<kBeside<S>, S> few;
+    each_ahead<T>(z, V, [&](int v, const auto& x) {
+      constexpr int kHere = sizeof(x) / sizeof(T);
+      Few<kHere, S> few;
 #pragma unroll
-      for (int j = 0; j < kBeside<S>; ++j) {
-        const T own = v + j == target ? scale : T(0);
-        few.at[j] = from_number<S>(v + j < V ? exp_of(x[j] - s.top) * factor - own : T(0));
+      for (int j = 0; j < kHere; ++j)
+        few.at[j] = from_number<S>(exp_below<S>(x[j] - s.top) * factor);
+      if (v <= target && target < v + kHere) {
+#pragma unroll
+        for (int j = 0; j < kHere; ++j) {
+          if (v + j == target)
+            few.at[j] = from_number<S>(exp_below<S>(x[j] - s.top) * factor - scale);
+        }
       }
       store_few(d + v, few);
     });
+    for (int v = V + static_cast<int>(threadIdx.x); v < ld; v += static_cast<int>(blockDim.x))
+      d[v] = from_number<S>(T(0));
   }
 }
 
@@ -101,20 +123,21 @@ void cross_entropy(Ctx& ctx, Tensor loss, Tensor dlogits, Tensor logits, Tensor 
   with_kept(logits, [&]<class T, class S>() {
     launch(cross_entropy_kernel<T, S>, static_cast<unsigned>(blocks),
            static_cast<unsigned>(threads), 0, c.stream, ptr<T>(loss), ptr<S>(dlogits),
-           ptr<S>(logits), target, N, V, ld, static_cast<T>(scale));
+           ptr<S>(logits), target, N, static_cast<int>(V), static_cast<int>(ld),
+           static_cast<T>(scale));
   });
 }
 
 // teacher[N,V] logits,dlogits[N,ld]
 template <class T, class S>
 __global__ void distill_kernel(S* dlogits, const S* logits, const T* teacher,
-                               const int32_t* targets, int64_t V, int64_t ld, T w) {
+                               const int32_t* targets, int V, int ld, T w) {
   if (targets[blockIdx.x] < 0) return;
-  const S* z = logits + blockIdx.x * ld;
-  const T* y = teacher + blockIdx.x * V;
+  const S* z = logits + int64_t{blockIdx.x} * ld;
+  const T* y = teacher + int64_t{blockIdx.x} * V;
   const SoftmaxOf<T> p = softmax_of<T>(z, V), q = softmax_of<T>(y, V);
-  S* d = dlogits + blockIdx.x * ld;
-  for (int64_t v = threadIdx.x; v < V; v += blockDim.x) {
+  S* d = dlogits + int64_t{blockIdx.x} * ld;
+  for (int v = static_cast<int>(threadIdx.x); v < V; v += static_cast<int>(blockDim.x)) {
     const T more = w * (exp_of(T(to_float(z[v])) - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
     d[v] = from_number<S>(to_float(d[v]) + more);
   }
@@ -126,7 +149,8 @@ void distill_add(Ctx& ctx, Tensor dlogits, Tensor logits, Tensor teacher, Tensor
   const int64_t V = teacher.cols();
   with_kept(logits, [&]<class T, class S>() {
     launch_rows(ctx, distill_kernel<T, S>, logits.rows(), V, ptr<S>(dlogits), ptr<S>(logits),
-                ptr<T>(teacher), target, V, logits.cols(), static_cast<T>(w));
+                ptr<T>(teacher), target, static_cast<int>(V), static_cast<int>(logits.cols()),
+                static_cast<T>(w));
   });
 }
 

@@ -172,7 +172,8 @@ TEST_P(Kept, ProductsAndActivationsAtOnce) {
     if (!fits) continue;
     const double rest = tol(D, 4), slope = 1.2;  // GELU's largest
     expect_rounded(pre, rest, "pre");
-    expect_rounded(out, slope * rest, "out");
+    // Its tanh is the hardware's, off by 2^-11.
+    expect_rounded(out, slope * rest + largest(values(pre.full)) / 4096, "out");
     const Tensor dout = normal({z.N, D}), down = normal({F, D}), dw = normal({F, D}),
                  dw2 = s.of(dtype, {F, D}, values(dw));
     for (int64_t i = 0; i < z.N * F; ++i) {
@@ -188,7 +189,7 @@ TEST_P(Kept, ProductsAndActivationsAtOnce) {
                                          Act::gelu_tanh);
     });
     EXPECT_TRUE(taken);
-    expect_rounded(dpre, 4 * rest, "dpre");
+    expect_rounded(dpre, 4 * rest + largest(values(dpre.full)) / 1024, "dpre");
     expect_equal(dw2, dw, tol(z.N, 4), "dw");
   }
 }
