@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
     }
     copy16_group();
   };
-  // Of queries from q on, whose columns are the lane's; the first sees the warp's keys up to `shift`, and all queries all of them unless kEdge.
+  // Of queries from q on; the first sees the warp's keys up to `shift`, and all queries all of them unless kEdge.
   const auto add_part = [&]<bool kEdge>(const bf16* q, const float* columns, int shift) {
     float p[kM][kAttendPart / 8][4] = {}, ds[kM][kAttendPart / 8][4] = {};
     own_k.times(p, q);
