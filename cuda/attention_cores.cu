@@ -69,6 +69,7 @@ struct CoreSource {
   // `copies`: size() numbers, which are then written.
   CoreBack inputs(Ctx& ctx, bf16* copies) const {
     const auto n = [](int64_t x) { return static_cast<int>(x); };
+    const float scale = 1 / std::sqrt(static_cast<float>(s.C));
     CoreBack f{.in = {.q = ptr<bf16>(qkv),
                       .k = ptr<bf16>(k),
                       .v = ptr<bf16>(v),
@@ -79,7 +80,8 @@ struct CoreSource {
                       .H = n(s.H),
                       .K = n(s.K),
                       .C = n(s.C),
-                      .scale = 1 / std::sqrt(static_cast<float>(s.C))},
+                      .scale = scale,
+                      .power_scale = scale * kLog2E},
                .dout = ptr<bf16>(dout),
                .log_sums = nullptr,
                .delta = nullptr,

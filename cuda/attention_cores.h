@@ -31,12 +31,12 @@ struct CoreIn {
   int64_t S;
   Position pos;
   int width, T_, H, K, C;
-  float scale;
+  float scale, power_scale;  // 1 / sqrt(C), and kLog2E times it
 
-  __device__ const bf16* query(int64_t b, int h, int t) const {
-    return q + (b * T_ + t) * width + h * C;
+  __device__ const bf16* query(int b, int h, int t) const {
+    return q + int64_t{b * T_ + t} * width + h * C;
   }
-  __device__ int64_t cache(int64_t b, int g) const { return (b * K + g) * S * C; }
+  __device__ int64_t cache(int b, int g) const { return (b * K + g) * S * C; }
 };
 
 // 2^x, of a number so small that f32 has it no longer in full 0: one instruction.
@@ -76,12 +76,24 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
 }
 
+// The thread's number, read again: what follows from it is found where it is wanted, and takes no register from one step
+// to the next.
+__device__ __forceinline__ int thread_again() {
+#ifdef LTE_SIMT
+  return thread_rank();
+#else
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#endif
+}
+
 // Asks for kRows rows of C numbers, of which `count` are there; zeros beyond, and from column C on.
 template <int kC, int kRows>
 __device__ __forceinline__ void ask_for_rows(bf16* to, const bf16* from, int stride, int count,
                                              int C) {
   constexpr int kPack = Pack<bf16>::kSize, kPieces = kC / kPack, kPass = kAttendThreads / kPieces;
-  const int row = thread_rank() / kPieces, c = thread_rank() % kPieces * kPack;
+  const int thread = thread_again(), row = thread / kPieces, c = thread % kPieces * kPack;
 #pragma unroll
   for (int r = row; r < kRows + row; r += kPass) {
     copy16_async(to + r * kCoreStride<kC> + c, from + (r * stride + c), r < count && c < C);
@@ -101,27 +113,20 @@ __device__ __forceinline__ void ask_for_keys(bf16* kv, const CoreIn& in, int64_t
   copy16_group();
 }
 
-// The 16 kM rows of a warp, all of their columns, as factors: in registers (kKept), or read again for each product.
-template <int kC, int kM, bool kKept>
+// The 16 kM rows of a warp, all of their columns, as factors in registers.
+template <int kC, int kM>
 struct OwnRows {
-  const bf16* rows;
-  uint32_t part[kKept ? kC / 16 : 1][kM][4];
+  uint32_t part[kC / 16][kM][4];
 
-  __device__ __forceinline__ explicit OwnRows(const bf16* rows) : rows(rows) {}
-  // Once the rows are there.
-  __device__ __forceinline__ void load() {
+  __device__ __forceinline__ void load(const bf16* rows) {
 #pragma unroll
-    for (int c = 0; kKept && c < kC / 16; ++c)
-      load_left<true>(part[c], rows + c * 16, kCoreStride<kC>);
+    for (int c = 0; c < kC / 16; ++c) load_left<true>(part[c], rows + c * 16, kCoreStride<kC>);
   }
-  // sum = rows x', x[8 kN, kC]
+  // sum += rows x', x[8 kN, kC]
   template <int kN>
-  __device__ __forceinline__ void times(float (&sum)[kM][kN][4], const bf16* x) {
+  __device__ __forceinline__ void times(float (&sum)[kM][kN][4], const bf16* x) const {
 #pragma unroll
-    for (int c = 0; c < kC / 16; ++c) {
-      if (!kKept) load_left<true>(part[0], rows + c * 16, kCoreStride<kC>);
-      multiply<true>(sum, part[kKept ? c : 0], x + c * 16, kCoreStride<kC>);
-    }
+    for (int c = 0; c < kC / 16; ++c) multiply<true>(sum, part[c], x + c * 16, kCoreStride<kC>);
   }
 };
 
@@ -153,14 +158,21 @@ __device__ __forceinline__ void add_times(float (&sum)[kM][kC / 8][4],
   }
 }
 
+// The row of the block that sum[m][.][2 i ..] belongs to.
+template <int kM>
+__device__ __forceinline__ int result_row(int m, int i) {
+  const int thread = thread_again();
+  return thread / kWarp * 16 * kM + m * 16 + i * 8 + thread % kWarp / 4;
+}
 // to[0 .. C) = factor times a row of sums, the upper (i = 0) or the lower (i = 1) of those that the lane holds.
 template <int kN, class X>
 __device__ __forceinline__ void write_row(X* to, int C, const float (&sum)[kN][4], int i,
                                           float factor) {
+  const int first = thread_again() % 4 * 2;  // sum_col(0, 0)
   const bool pairs = C % 2 == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Few<2, X>) == 0;
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    const int c = sum_col(n, 0);
+    const int c = n * 8 + first;
     const Few<2, X> x{from_float<X>(sum[n][2 * i] * factor),
                       from_float<X>(sum[n][2 * i + 1] * factor)};
     if (pairs) {
@@ -180,7 +192,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   constexpr int kRows = kAttendRows<kM>, kSize = kAttendStep * kCoreStride<kC>;
   bf16 *q = dynamic_shared<bf16>(), *kv = q + kRows * kCoreStride<kC>;  // kv[2, k and v]
   const int h = static_cast<int>(blockIdx.y), row0 = warp_of_thread() * 16 * kM;
-  const int64_t b = blockIdx.z;
+  const int b = static_cast<int>(blockIdx.z);
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows;
   let_next_begin();
@@ -188,16 +200,15 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   // The first query's own key, and the end of what the last one sees.
   const int begin = static_cast<int>(in.pos) + first, reach = begin + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);
-  const float scale = in.scale * kLog2E;
-  OwnRows<kC, kM, true> own(q + row0 * kCoreStride<kC>);
+  const float scale = in.power_scale;
+  OwnRows<kC, kM> own;
   float o[kM][kC / 8][4] = {}, top[kM][2], sum[kM][2] = {};
 #pragma unroll
   for (int m = 0; m < kM; ++m) top[m][0] = top[m][1] = kLowest<float>;
   ask_for_rows<kC, kRows>(q, in.query(b, h, first), in.width, rows, in.C);
   const auto load = [&](int step) { ask_for_keys<kC>(kv, in, cache, step, reach); };
-  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, [&](int step) {
+  const auto use = [&](int step) {
     const bf16* k = kv + step % 2 * 2 * kSize;
-    if (step == 0) own.load();
     const int shift =
         begin + row0 - step * kAttendStep;  // the warp's first query sees keys up to it
     if (shift <= -16 * kM) return;
@@ -227,17 +238,19 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
       }
     }
     add_times<kC>(o, s, k + kSize);
-  });
+  };
+  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, use,
+                 [&] { own.load(q + row0 * kCoreStride<kC>); });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float all = quad_sum(sum[m][i]);
-      const int t = first + row0 + sum_row(m, 2 * i);
+      const int t = first + result_row<kM>(m, i);
       if (t >= in.T_) continue;
       if (log_sums && lane_of_thread() % 4 == 0)
-        log_sums[(b * in.H + h) * in.T_ + t] = (top[m][i] * scale + log2f(all)) / kLog2E;
-      write_row(out + ((b * in.T_ + t) * in.H + h) * C, C, o[m], i, 1 / all);
+        log_sums[int64_t{b * in.H + h} * in.T_ + t] = (top[m][i] * scale + log2f(all)) / kLog2E;
+      write_row(out + (int64_t{b * in.T_ + t} * in.H + h) * C, C, o[m], i, 1 / all);
     }
   }
 }

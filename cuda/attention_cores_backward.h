@@ -12,9 +12,9 @@ struct CoreBack {
   const float *log_sums, *delta;  // [B,H,T]
   int dout_width;                 // rows of H heads of in.C numbers, as far apart
 
-  __device__ int64_t row(int64_t b, int h) const { return (b * in.H + h) * in.T_; }
-  __device__ const bf16* d(int64_t b, int h, int t) const {
-    return dout + (b * in.T_ + t) * dout_width + h * in.C;
+  __device__ int64_t row(int b, int h) const { return int64_t{b * in.H + h} * in.T_; }
+  __device__ const bf16* d(int b, int h, int t) const {
+    return dout + int64_t{b * in.T_ + t} * dout_width + h * in.C;
   }
 };
 
@@ -30,11 +30,11 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const CoreIn& in = f.in;
   bf16 *q = dynamic_shared<bf16>(), *d = q + kRows * kStride, *kv = d + kRows * kStride;
   const int h = static_cast<int>(blockIdx.y), row0 = warp_of_thread() * 16 * kM;
-  const int64_t b = blockIdx.z;
+  const int b = static_cast<int>(blockIdx.z);
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   const int rows = in.T_ - first < kRows ? in.T_ - first : kRows, reach = first + rows;
   const int64_t cache = in.cache(b, h * in.K / in.H);
-  const float scale = in.scale * kLog2E;
+  const float scale = in.power_scale;
   let_next_begin();
   await_inputs();
   float base[kM][2], delta[kM][2], dq[kM][kC / 8][4] = {};
@@ -49,40 +49,49 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   }
   ask_for_rows<kC, kRows>(q, in.query(b, h, first), in.width, rows, in.C);
   ask_for_rows<kC, kRows>(d, f.d(b, h, first), f.dout_width, rows, in.C);
-  OwnRows<kC, kM, true> own_q(q + row0 * kStride), own_d(d + row0 * kStride);
+  OwnRows<kC, kM> own_q, own_d;
   const auto load = [&](int step) { ask_for_keys<kC>(kv, in, cache, step, reach); };
-  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, [&](int step) {
-    if (step == 0) own_q.load(), own_d.load();
+  // Of keys from k on; the warp's first query sees those up to `shift`, and all queries all of them unless kEdge.
+  const auto add_part = [&]<bool kEdge>(const bf16* k, int shift) {
+    float s[kM][kAttendPart / 8][4] = {}, dp[kM][kAttendPart / 8][4] = {};
+    own_q.times(s, k);
+    own_d.times(dp, k + kSize);
 #pragma unroll
-    for (int j = 0; j < kAttendStep; j += kAttendPart) {
-      const int shift =
-          first + row0 - step * kAttendStep - j;  // the warp's first query sees keys up to it
-      if (shift <= -16 * kM) return;
-      const bf16* k = kv + step % 2 * 2 * kSize + j * kStride;
-      float s[kM][kAttendPart / 8][4] = {}, dp[kM][kAttendPart / 8][4] = {};
-      own_q.times(s, k);
-      own_d.times(dp, k + kSize);
+    for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+      for (int n = 0; n < kAttendPart / 8; ++n) {
 #pragma unroll
-        for (int n = 0; n < kAttendPart / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float p = power_of_two(s[m][n][i] * scale - base[m][i / 2]);
-            s[m][n][i] = p * (dp[m][n][i] - delta[m][i / 2]);
-          }
+        for (int i = 0; i < 4; ++i) {
+          const float p = power_of_two(s[m][n][i] * scale - base[m][i / 2]);
+          s[m][n][i] = p * (dp[m][n][i] - delta[m][i / 2]);
         }
       }
-      if (shift < kAttendPart - 1) hide<false>(s, shift, 0.0f);
-      add_times<kC>(dq, s, k);
     }
-  });
+    if (kEdge) hide<false>(s, shift, 0.0f);
+    add_times<kC>(dq, s, k);
+  };
+  const auto use = [&](int step) {
+    const int shift = first + row0 - step * kAttendStep;
+    const bf16* k = kv + step % 2 * 2 * kSize;
+    if (shift >= kAttendStep - 1) {
+#pragma unroll 2
+      for (int j = 0; j < kAttendStep; j += kAttendPart)
+        add_part.template operator()<false>(k + j * kStride, 0);
+    } else {
+#pragma unroll 1
+      for (int j = 0; j < kAttendStep && shift - j > -16 * kM; j += kAttendPart)
+        add_part.template operator()<true>(k + j * kStride, shift - j);
+    }
+  };
+  in_two_buffers((reach + kAttendStep - 1) / kAttendStep, load, use,
+                 [&] { own_q.load(q + row0 * kStride), own_d.load(d + row0 * kStride); });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int t = first + row0 + sum_row(m, 2 * i);
-      if (t < in.T_) write_row(dqkv + (b * in.T_ + t) * width + h * C, C, dq[m], i, in.scale);
+      const int t = first + result_row<kM>(m, i);
+      if (t < in.T_)
+        write_row(dqkv + int64_t{b * in.T_ + t} * width + h * C, C, dq[m], i, in.scale);
     }
   }
 }
@@ -96,19 +105,18 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
   const CoreIn& in = f.in;
   bf16 *k = dynamic_shared<bf16>(), *v = k + kRows * kStride, *qd = v + kRows * kStride;
   auto* sums = reinterpret_cast<float*>(qd + 4 * kSize);  // [2, log_sums and delta, kAttendStep]
-  const int g = static_cast<int>(blockIdx.y), group = in.H / in.K, thread = thread_rank();
-  const int row0 = warp_of_thread() * 16 * kM;
-  const int64_t b = blockIdx.z;
+  const int g = static_cast<int>(blockIdx.y), group = in.H / in.K;
+  const auto row0 = [] { return thread_again() / kWarp * 16 * kM; };
+  const int b = static_cast<int>(blockIdx.z);
   const int j0 = static_cast<int>(blockIdx.x) * kRows, left = in.T_ - j0;
   const int tiles = (left + kAttendStep - 1) / kAttendStep;  // of queries that see the keys
-  const float scale = in.scale * kLog2E;
+  const float scale = in.power_scale;
   let_next_begin();
   await_inputs();
   ask_for_rows<kC, kRows>(k, in.k + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   ask_for_rows<kC, kRows>(v, in.v + in.cache(b, g) + int64_t{j0} * in.C, in.C, left, in.C);
   float dk[kM][kC / 8][4] = {}, dv[kM][kC / 8][4] = {};
-  OwnRows<kC, kM, true> own_k(k + row0 * kStride);
-  OwnRows<kC, kM, false> own_v(v + row0 * kStride);
+  OwnRows<kC, kM> own_k, own_v;
   const auto load = [&](int step) {
     const int h = g * group + step / tiles, t0 = j0 + step % tiles * kAttendStep;
     const int count = in.T_ - t0;
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
     ask_for_rows<kC, kAttendStep>(to, in.query(b, h, t0), in.width, count, in.C);
     ask_for_rows<kC, kAttendStep>(to + kSize, f.d(b, h, t0), f.dout_width, count, in.C);
     static_assert(kAttendThreads == 2 * kAttendStep);
-    const int r = thread % kAttendStep;
+    const int thread = thread_again(), r = thread % kAttendStep;
     const bool second = thread >= kAttendStep;
     float* own = sums + step % 2 * 2 * kAttendStep + thread;
     if (r < count) {
@@ -126,44 +134,52 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
     }
     copy16_group();
   };
-  in_two_buffers(group * tiles, load, [&](int step) {
-    if (step == 0) own_k.load();
-#pragma unroll 1
-    for (int part = 0; part < kAttendStep; part += kAttendPart) {
-      // The part's first query sees the warp's keys up to this one.
-      const int shift = step % tiles * kAttendStep + part - row0;
-      if (shift <= -kAttendPart) continue;
-      const bf16 *q = qd + step % 2 * 2 * kSize + part * kStride, *d = q + kSize;
-      const float* columns = sums + step % 2 * 2 * kAttendStep + part;
-      float p[kM][kAttendPart / 8][4] = {}, ds[kM][kAttendPart / 8][4] = {};
-      own_k.times(p, q);
-      own_v.times(ds, d);
+  // Of queries from q on; the first sees the warp's keys up to `shift`, and all queries all of them unless kEdge.
+  const auto add_part = [&]<bool kEdge>(const bf16* q, const float* columns, int shift) {
+    float p[kM][kAttendPart / 8][4] = {}, ds[kM][kAttendPart / 8][4] = {};
+    own_k.times(p, q);
+    own_v.times(ds, q + kSize);
 #pragma unroll
-      for (int n = 0; n < kAttendPart / 8; ++n) {
-        const Few<2, float> log_sum = load_few<2>(columns + sum_col(n, 0)),
-                            delta = load_few<2>(columns + kAttendStep + sum_col(n, 0));
+    for (int n = 0; n < kAttendPart / 8; ++n) {
+      const Few<2, float> log_sum = load_few<2>(columns + sum_col(n, 0)),
+                          delta = load_few<2>(columns + kAttendStep + sum_col(n, 0));
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float &x = p[m][n][i], &dx = ds[m][n][i];
-            x = power_of_two(x * scale - log_sum.at[i % 2] * kLog2E);
-            dx = x * (dx - delta.at[i % 2]);
-          }
+        for (int i = 0; i < 4; ++i) {
+          float &x = p[m][n][i], &dx = ds[m][n][i];
+          x = power_of_two(x * scale - log_sum.at[i % 2] * kLog2E);
+          dx = x * (dx - delta.at[i % 2]);
         }
       }
-      if (shift < 16 * kM - 1) hide<true>(p, shift, 0.0f), hide<true>(ds, shift, 0.0f);
-      add_times<kC>(dv, p, d);
-      add_times<kC>(dk, ds, q);
     }
-  });
+    if (kEdge) hide<true>(p, shift, 0.0f), hide<true>(ds, shift, 0.0f);
+    add_times<kC>(dv, p, q + kSize);
+    add_times<kC>(dk, ds, q);
+  };
+  const auto use = [&](int step) {
+    int shift = step % tiles * kAttendStep - row0();
+    const bf16* q = qd + step % 2 * 2 * kSize;
+    const float* columns = sums + step % 2 * 2 * kAttendStep;
+    const auto add_parts = [&]<bool kEdge>() {
+#pragma unroll 1
+      for (int j = 0; j < kAttendStep; j += kAttendPart) {
+        if (!kEdge || shift > -kAttendPart) add_part.template operator()<kEdge>(q, columns, shift);
+        q += kAttendPart * kStride, columns += kAttendPart, shift += kAttendPart;
+      }
+    };
+    shift < 16 * kM - 1 ? add_parts.template operator()<true>()
+                        : add_parts.template operator()<false>();
+  };
+  in_two_buffers(group * tiles, load, use,
+                 [&] { own_k.load(k + row0() * kStride), own_v.load(v + row0() * kStride); });
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int j = j0 + row0 + sum_row(m, 2 * i);
+      const int j = j0 + result_row<kM>(m, i);
       if (j >= in.T_) continue;
-      X* to = dqkv + (b * in.T_ + j) * width + (in.H + g) * C;
+      X* to = dqkv + int64_t{b * in.T_ + j} * width + (in.H + g) * C;
       write_row(to, C, dk[m], i, in.scale);
       write_row(to + in.K * C, C, dv[m], i, 1.0f);
     }

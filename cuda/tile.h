@@ -151,17 +151,24 @@ __device__ __forceinline__ void stage(S* to, int rows, int64_t cols, bool wide, 
 
 // use(step) for steps 0, 1, .. of what load(step) has asked for, in the buffer step % 2, while the next
 // one is on its way. For whole blocks; load ends with copy16_group(). One barrier a step: a thread that asks for the
-// next step knows that all have used the last one.
-template <class N, class Load, class Use>
-__device__ __forceinline__ void in_two_buffers(N steps, Load&& load, Use&& use) {
+// next step knows that all have used the last one. begin() comes before the first use, once what was asked for before
+// is there.
+struct DoNothing {
+  __device__ void operator()() const {}
+};
+template <class N, class Load, class Use, class Begin = DoNothing>
+__device__ __forceinline__ void in_two_buffers(N steps, Load&& load, Use&& use,
+                                               Begin&& begin = {}) {
   if (steps > 0) load(N(0));
+  copy16_wait<0>();
+  __syncthreads();
+  begin();
   for (N step = 0; step < steps; ++step) {
-    copy16_wait<0>();
-    __syncthreads();
     if (step + 1 < steps) load(step + 1);
     use(step);
+    copy16_wait<0>();
+    __syncthreads();
   }
-  __syncthreads();
 }
 
 }  // namespace lte
