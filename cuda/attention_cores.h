@@ -39,17 +39,6 @@ struct CoreIn {
   __device__ int64_t cache(int b, int g) const { return (b * K + g) * S * C; }
 };
 
-// 2^x, of a number so small that f32 has it no longer in full 0: one instruction.
-__device__ __forceinline__ float power_of_two(float x) {
-#ifdef LTE_SIMT
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
 __device__ __forceinline__ uint32_t as_pair(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);

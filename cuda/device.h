@@ -97,8 +97,8 @@ __device__ __forceinline__ T from_number(double x) {
   return static_cast<T>(x);
 }
 
-// 2^x by one instruction, within 2^-22 of itself; numbers below 2^-126 are 0.
-__device__ __forceinline__ float exp2_fast(float x) {
+// 2^x by one instruction, within 2^-22 of itself; what is below 2^-126 is 0.
+__device__ __forceinline__ float power_of_two(float x) {
 #ifdef LTE_SIMT
   return exp2f(x);
 #else
