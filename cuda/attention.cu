@@ -8,16 +8,6 @@
 namespace lte {
 namespace {
 
-// As with_type, and bf16 besides.
-template <class F>
-void with_kept_type(const Tensor& t, F&& f) {
-  if (t.dtype == DType::bf16) {
-    f.template operator()<bf16>();
-  } else {
-    with_type(t, f);
-  }
-}
-
 // A block turns up to kRopeHeads heads of one row: the angles of its position are found once, in double.
 // Grid (rows, groups of heads); shared memory for two numbers a pair.
 constexpr int kRopeHeads = 8;
@@ -53,7 +43,7 @@ __global__ void rope_kernel(T* x, int64_t width, int heads, int half, int64_t T_
 void rope(Ctx& ctx, Tensor x, Chunk chunk, int64_t heads, int64_t C, double theta, bool inverse) {
   const int64_t half = C / 2;
   if (chunk.B * chunk.T * heads * half == 0) return;
-  with_kept_type(x, [&]<class T>() {
+  with_kept(x, [&]<class, class T>() {
     const dim3 grid(static_cast<unsigned>(chunk.B * chunk.T),
                     static_cast<unsigned>(pieces(heads, kRopeHeads)));
     launch_early(rope_kernel<T>, grid, row_threads(std::min<int64_t>(heads, kRopeHeads) * half),
@@ -82,7 +72,7 @@ struct StoreKv {
 void store_kv(Ctx& ctx, Tensor k, Tensor v, Tensor qkv, Chunk chunk, HeadShape s) {
   LTE_CHECK(chunk.pos + chunk.T <= k.dim[2], "store_kv: the key-value cache is full");
   LTE_CHECK(k.dtype == qkv.dtype && v.dtype == qkv.dtype, "store_kv was given two types");
-  with_kept_type(k, [&]<class T>() {
+  with_kept(k, [&]<class, class T>() {
     each_few<T>(ctx, chunk.B * chunk.T * s.K * s.C,
                 s.C % Pack<T>::kSize == 0 && aligned16(ptr<T>(k), ptr<T>(v), ptr<T>(qkv)),
                 StoreKv<T>{ptr<T>(k), ptr<T>(v), ptr<T>(qkv), qkv.cols(), k.dim[2], chunk.T, s.H,

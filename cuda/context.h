@@ -77,8 +77,8 @@ void with_types(const Tensor& t, const Tensor& weight, F&& f) {
   }
 }
 
-// Calls f.template operator()<T, S> for numbers of type T that are kept as S: the same, or bf16 for float
-// (Ops::kept_type).
+// Calls f.template operator()<T, S> for numbers of type T that are kept as S (Ops::kept_type): the same, or bf16 for
+// float.
 template <class F>
 void with_kept(const Tensor& t, F&& f) {
   if (t.dtype == DType::bf16) return f.template operator()<float, bf16>();
