@@ -80,7 +80,7 @@ gpu-reproduce:
 	@why=$$($(BUILD)/lte info | sed -n 's/^backend cuda (not here: \(.*\))$$/\1/p'); \
 	if [ -n "$$why" ]; then echo "gpu-reproduce: no device ($$why): not run"; exit 1; fi
 	@datasets/fetch.sh data
-	@$(BUILD)/lte run suites/gpu.toml --backend cuda --work runs/gpu --results results/gpu
+	@$(BUILD)/lte run suites/gpu.toml --backend cuda+tf32+fused --work runs/gpu --results results/gpu
 
 clean:
 	rm -rf build

@@ -19,9 +19,9 @@ constexpr double kReferenceTolerance = 2e-3;
 constexpr int kReferenceWindows = 2, kMostNewTokens = 96;
 
 void check_reference(const LoadedRun& run, const Dataset& data, Backend& be,
-                     std::span<const Window> all, Shape shape, Record& r) {
+                     std::span<const Window> all, Shape shape, int threads, Record& r) {
   const auto few = all.first(std::min<size_t>(all.size(), kReferenceWindows));
-  Backend naive = open_backend("cpu+naive", 1);
+  Backend naive = open_backend("cpu+naive", threads);
   r.reference_loss = score(naive, run.params, run.plan, data.test, few, shape, Exec::masked).loss;
   r.checked_loss = score(be, run.params, run.plan, data.test, few, shape, Exec::gathered).loss;
   const double off = std::abs(r.reference_loss - r.checked_loss);
@@ -138,7 +138,7 @@ Record measure(const LoadedRun& run, const Dataset& data, Experiment e, int64_t 
   if (data.test_floor && limit == 0) r.excess = r.quality.loss - *data.test_floor;
   const std::vector<double> all(run.plan.layer.size(), 1.0);
   r.dense_cost = cost_of(run.params.cfg, dense_plan(run.params.cfg), all, r.quality.context);
-  check_reference(run, data, be, windows, e.shape, r);
+  check_reference(run, data, be, windows, e.shape, threads, r);
   run_task(run, data, be, r);
   r.train_tokens = run.info.train_tokens, r.calibration_tokens = run.info.calibration_tokens;
   r.train_flops = run.info.train_flops, r.train_seconds = run.info.train_seconds;

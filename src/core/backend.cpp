@@ -10,7 +10,7 @@ namespace lte {
 namespace {
 
 template <bool kAdd>
-void gemm_naive(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
+void gemm_naive(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   with_type(out, [&]<class T>() {
     const int64_t inner = ta ? a.rows() : a.cols(), ac = a.cols(), bc = b.cols();
     const bool half = b.dtype == DType::bf16;  // weights
@@ -18,17 +18,18 @@ void gemm_naive(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
       return half ? static_cast<double>(to_float(b.as<Bf16>()[i]))
                   : static_cast<double>(b.as<T>()[i]);
     };
-    for (int64_t i = 0; i < out.rows(); ++i) {
-      for (int64_t j = 0; j < out.cols(); ++j) {
+    for_ranges(ctx, out.size(), row_grain(inner), [&](int64_t begin, int64_t end, int) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t i = at / out.cols(), j = at % out.cols();
         double sum = 0;
         for (int64_t k = 0; k < inner; ++k) {
           sum += static_cast<double>(a.as<T>()[ta ? k * ac + i : i * ac + k]) *
                  right(tb ? j * bc + k : k * bc + j);
         }
-        T& o = out.as<T>()[i * out.cols() + j];
+        T& o = out.as<T>()[at];
         o = static_cast<T>(kAdd ? static_cast<double>(o) + sum : sum);
       }
-    }
+    });
   });
 }
 
