@@ -15,24 +15,38 @@ struct Clustering {
   std::vector<float> distance;   // [F,k] squared
   std::vector<int> label;
 
-  float squared(const float* a, const float* b) const {
-    float sum = 0;
-    for (int64_t i = 0; i < D; ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
-    return sum;
+  // sums[r] = squared distance of row r of `many`, n rows turned [D,n], to `one`[D]: each over the columns in
+  // order, side by side.
+  void squared(float* sums, const std::vector<float>& many, int64_t n, const float* one) const {
+    std::fill_n(sums, n, 0.f);
+    for (int64_t i = 0; i < D; ++i) {
+      const float* column = &many[static_cast<size_t>(i * n)];
+      for (int64_t r = 0; r < n; ++r) sums[r] += (column[r] - one[i]) * (column[r] - one[i]);
+    }
+  }
+  std::vector<float> turned(const std::vector<float>& rows, int64_t n) const {
+    std::vector<float> t(rows.size());
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t i = 0; i < D; ++i)
+        t[static_cast<size_t>(i * n + r)] = rows[static_cast<size_t>(r * D + i)];
+    }
+    return t;
   }
   float& at(int64_t j, int64_t c) { return distance[static_cast<size_t>(j * k + c)]; }
 
   // k-means++ (Arthur and Vassilvitskii, 2007).
   void seed_centres(Rng& rng) {
     std::vector<double> nearest(static_cast<size_t>(F), 1e30);
+    const std::vector<float> columns = turned(x, F);
+    std::vector<float> away(static_cast<size_t>(F));
     int64_t pick = static_cast<int64_t>(rng.below(static_cast<uint64_t>(F)));
     for (int64_t c = 0; c < k; ++c) {
       std::copy_n(x.begin() + pick * D, D, centre.begin() + c * D);
+      squared(away.data(), columns, F, &centre[static_cast<size_t>(c * D)]);
       double total = 0;
       for (int64_t j = 0; j < F; ++j) {
         double& n = nearest[static_cast<size_t>(j)];
-        n = std::min<double>(
-            n, squared(&x[static_cast<size_t>(j * D)], &centre[static_cast<size_t>(c * D)]));
+        n = std::min<double>(n, away[static_cast<size_t>(j)]);
         total += n;
       }
       double target = rng.uniform() * total;
@@ -43,11 +57,8 @@ struct Clustering {
   }
 
   void measure() {
-    for (int64_t j = 0; j < F; ++j) {
-      for (int64_t c = 0; c < k; ++c) {
-        at(j, c) = squared(&x[static_cast<size_t>(j * D)], &centre[static_cast<size_t>(c * D)]);
-      }
-    }
+    const std::vector<float> columns = turned(centre, k);
+    for (int64_t j = 0; j < F; ++j) squared(&at(j, 0), columns, k, &x[static_cast<size_t>(j * D)]);
   }
 
   // Nearest pairs first, as long as the cluster has room.
