@@ -78,21 +78,6 @@ void copy_cache(State& to, const State& from) {
 
 }  // namespace
 
-void fill_uniform(const Tensor& t, double std, uint64_t seed) {
-  // xorshift64 (Marsaglia, 2003): cheap, and good enough for weights that only their size matters of.
-  uint64_t x = splitmix64(seed) | 1;
-  const auto scale = static_cast<float>(std * std::sqrt(12.0) * 0x1.0p-24);
-  for (int64_t i = 0; i < t.size(); ++i) {
-    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-    const float v = scale * static_cast<float>(static_cast<int32_t>(x >> 40) - (1 << 23));
-    if (t.dtype == DType::bf16) {
-      t.as<Bf16>()[i] = to_bf16(v);
-    } else {
-      t.as<float>()[i] = v;
-    }
-  }
-}
-
 void want_memory(const Session& s, const std::string& what, double bytes) {
   const Device* device = s.backend.device;
   const double host = free_bytes(),
@@ -122,15 +107,7 @@ Synthetic make_synthetic(Session& session, const ModelConfig& c, int group, DTyp
     p.group = group, p.router = RouterKind::linear, p.rule = Rule::threshold, p.cut = -1;
   }
   s.params = make_params(c, s.plan, dtype);
-  uint64_t place = 0;
-  visit_params(s.params, [&](Tensor& t, const ParamInfo& info) {
-    const double std = info.router ? 1 / std::sqrt(static_cast<double>(c.dim)) : info.init_std;
-    if (info.init_one) {
-      std::fill_n(t.as<float>(), t.size(), 1.f);
-    } else {
-      fill_uniform(t, std, hash64(0x5e7, ++place));
-    }
-  });
+  fill_params(s.params, 0x5e7);
   if (!be.device) return s;
   s.on_host = std::move(s.params);
   s.params = make_params(c, s.plan, dtype, be.memory);

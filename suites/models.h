@@ -12,10 +12,6 @@ namespace lte {
 
 inline constexpr double kDensities[] = {1, 0.5, 0.25, 0.1, 0.05};
 
-// Independent numbers of standard deviation `std`, uniform, drawn from `seed` and the place: a
-// billion in seconds. For f32 and bf16.
-void fill_uniform(const Tensor&, double std, uint64_t seed);
-
 // The preset as it is, or, for a smoke run, the same family cut to a tiny model.
 ModelConfig suite_model(const std::string& spec, bool smoke);
 

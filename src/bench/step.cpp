@@ -36,12 +36,7 @@ struct Bench {
     }
     check_plan(cfg, plan);
     params = make_params(cfg, plan);
-    init_params(params, 1);
-    Rng rng(5);
-    for (LayerParams& l : params.layer) {
-      for (int64_t i = 0; l.router_w && i < l.router_w.size(); ++i)
-        l.router_w.as<float>()[i] = static_cast<float>(rng.normal() / std::sqrt(cfg.dim));
-    }
+    fill_params(params, 1, s.threads);
     Backend plain = open_backend("auto", s.threads);
     if (s.group) plan = with_density(plain, params, plan, s.active);
     if (s.bf16) params = to_bf16(params);

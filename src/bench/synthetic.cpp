@@ -1,8 +1,10 @@
 #include "bench/synthetic.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/rng.h"
+#include "core/threads.h"
 
 namespace lte {
 namespace {
@@ -16,7 +18,52 @@ double quantile(const Tensor& scores, double density) {
   return *at;
 }
 
+constexpr int64_t kPiece = 1 << 20;  // numbers that are drawn one after another
+
+// xorshift64 (Marsaglia, 2003): cheap, and good enough for weights that only their size matters of.
+template <class Put>
+void draw(uint64_t seed, int64_t first, int64_t last, double std, const Put& put) {
+  uint64_t x = splitmix64(seed) | 1;
+  const auto scale = static_cast<float>(std * std::sqrt(12.0) * 0x1.0p-24);
+  for (int64_t i = first; i < last; ++i) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    put(i, scale * static_cast<float>(static_cast<int32_t>(x >> 40) - (1 << 23)));
+  }
+}
+
+void fill(ThreadPool& pool, const Tensor& t, double std, uint64_t seed) {
+  LTE_CHECK(t.dtype == DType::f32 || t.dtype == DType::bf16, "fill_uniform: f32 or bf16");
+  pool.run((t.size() + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+    const int64_t first = piece * kPiece, last = std::min(t.size(), first + kPiece);
+    const uint64_t own = hash64(seed, static_cast<uint64_t>(piece));
+    if (t.dtype == DType::bf16) {
+      draw(own, first, last, std, [&](int64_t i, float v) { t.as<Bf16>()[i] = to_bf16(v); });
+    } else {
+      draw(own, first, last, std, [&](int64_t i, float v) { t.as<float>()[i] = v; });
+    }
+  });
+}
+
 }  // namespace
+
+void fill_uniform(const Tensor& t, double std, uint64_t seed, int threads) {
+  ThreadPool pool(t.size() > kPiece ? threads : 1);
+  fill(pool, t, std, seed);
+}
+
+void fill_params(Params& p, uint64_t seed, int threads) {
+  ThreadPool pool(threads);
+  uint64_t place = 0;
+  visit_params(p, [&](Tensor& t, const ParamInfo& info) {
+    const double std = info.router ? 1 / std::sqrt(static_cast<double>(p.cfg.dim)) : info.init_std;
+    ++place;
+    if (info.init_one) {
+      std::fill_n(t.as<float>(), t.size(), 1.f);
+    } else {
+      fill(pool, t, std, hash64(seed, place));
+    }
+  });
+}
 
 std::vector<int32_t> random_tokens(int64_t n, int vocab) {
   std::vector<int32_t> v;

@@ -5,6 +5,13 @@
 
 namespace lte {
 
+// Independent numbers of standard deviation `std`, uniform, drawn from `seed` and the place, the same for any number
+// of threads: a billion in a second or so of a few cores. For f32 and bf16. threads <= 0: one for each core.
+void fill_uniform(const Tensor&, double std, uint64_t seed, int threads = 0);
+// A model for which only time and size matter: fill_uniform with init_params' deviations, routers with scores that
+// differ.
+void fill_params(Params&, uint64_t seed, int threads = 0);
+
 std::vector<int32_t> random_tokens(int64_t n, int vocab);
 
 // `plan` with thresholds that open about `density` of the experts of every layer: quantiles of the scores
