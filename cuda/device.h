@@ -53,7 +53,7 @@ __device__ __forceinline__ int threads_of_block() {
 // first, in every thread, before it reads what others write, writes, or returns.
 __device__ __forceinline__ void await_inputs() {
 #ifdef LTE_SIMT
-  simt::awaited() = true;
+  simt::await_inputs();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

@@ -53,7 +53,7 @@ void launch_as(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
   simt::launch(
       reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
       [kernel, values] { simt::run_thread<kEarly>([&] { std::apply(kernel, values); }); },
-      shared_bytes > kAskForShared);
+      shared_bytes > kAskForShared, kEarly);
 #else
   const void* entry = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;

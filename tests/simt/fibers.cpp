@@ -43,13 +43,16 @@ struct Machine {
   Thread threads[kMaxThreads];
   Fiber* fiber_of[kMaxThreads] = {};
   uint64_t ready[kMaxThreads / 64] = {};
-  std::vector<int> later;  // gave way: they run again when nobody else can
+  std::vector<int> later;        // gave way: they run again when nobody else can
+  std::function<void()> before;  // work that precedes the running block and is not done
+  std::vector<int> await_it;
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Fiber*> idle;
   Context scheduler;
   Fiber* running = nullptr;
   int current = 0;
   Block block;
+  uint64_t serial = 0;
   Schedule schedule;
   uint64_t random = 1;
   bool abandon = false, in_kernel = false;
@@ -198,7 +201,7 @@ void abandon_block(Machine& m) {
     resume(m, *m.fiber_of[t]);
   }
   m.abandon = false;
-  m.later.clear();
+  m.later.clear(), m.await_it.clear();
   std::fill(std::begin(m.ready), std::end(m.ready), 0);
 }
 
@@ -226,10 +229,46 @@ Thread& thread(int t) { return machine().threads[t]; }
 int current() { return machine().current; }
 int lane() { return machine().current % 32; }
 
-bool& awaited() {
-  static bool all[1024];
-  return all[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
+bool& awaited() { return thread(current()).awaited; }
+
+void await_inputs() {
+  Machine& m = machine();
+  awaited() = true;
+  if (!m.before) return;
+  m.await_it.push_back(m.current);
+  wait_here();
 }
+
+void begin_before(std::function<void()> work) { machine().before = std::move(work); }
+bool by_chance() { return next_random(machine()) >> 63 == 0; }
+
+namespace {
+
+// The running block stands still meanwhile.
+void do_what_precedes(Machine& m) {
+  const auto work = std::exchange(m.before, nullptr);
+  const std::vector<int> waiting = std::exchange(m.await_it, {});
+  const std::vector<Thread> threads(m.threads, m.threads + m.block.threads);
+  const std::vector<Fiber*> fibers(m.fiber_of, m.fiber_of + m.block.threads);
+  const Block block = m.block;
+  const auto index = blockIdx;
+  const auto block_dim = blockDim, grid_dim = gridDim;
+  std::fill(std::begin(m.fiber_of), std::end(m.fiber_of), nullptr);
+  m.in_kernel = false;
+  std::string error;
+  try {
+    work();
+  } catch (const std::exception& e) {
+    error = e.what();
+  }
+  std::copy(threads.begin(), threads.end(), m.threads);
+  std::copy(fibers.begin(), fibers.end(), m.fiber_of);
+  m.block = block, m.error = error, m.in_kernel = true;
+  blockIdx = index, blockDim = block_dim, gridDim = grid_dim;
+  for (const int t : waiting) set_ready(m, t);
+}
+
+}  // namespace
 
 void fault(const std::string& what) {
   Machine& m = machine();
@@ -242,19 +281,23 @@ std::string run_block() {
   Machine& m = machine();
   const int n = m.block.threads;
   m.block.done = 0;
-  ++m.block.serial, ++m.counts.blocks, m.counts.threads += n;
+  m.block.serial = ++m.serial, ++m.counts.blocks, m.counts.threads += n;
   for (int t = 0; t < n; ++t) m.threads[t].state = Thread::running, set_ready(m, t);
   m.error.clear();
   m.in_kernel = true;
   while (m.error.empty()) {
     const int t = take_ready(m);
-    if (t < 0) break;
+    if (t < 0 && m.await_it.empty()) break;
+    if (t < 0) {
+      do_what_precedes(m);
+      continue;
+    }
     Fiber& f = m.fiber_of[t] ? *m.fiber_of[t] : idle_fiber(m);
     enter_thread(m, f, t);
     resume(m, f);
   }
   if (m.error.empty() && m.block.done < n) m.error = describe_deadlock();
-  if (!m.error.empty()) abandon_block(m);
+  if (!m.error.empty()) abandon_block(m), m.before = nullptr;
   m.in_kernel = false;
   return std::exchange(m.error, {});
 }

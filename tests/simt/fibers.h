@@ -8,6 +8,7 @@ namespace lte::simt {
 struct Thread {
   enum State : uint8_t { running, at_barrier, at_warp, done };
   State state = running;
+  bool awaited = false;
   uint3 index = {};
   // While it waits: for what, where, and with which lanes and data.
   const char* waits_for = "";
@@ -35,6 +36,9 @@ int current();
 // Gives way to other threads until `wake` names this one.
 void wait_here();
 void wake(int thread);
+// The next block begins before `work` is done: that is done when no thread can go on without it.
+void begin_before(std::function<void()> work);
+bool by_chance();
 // Counts a launch; throws inside a kernel.
 void start_launch();
 std::vector<int64_t> block_order(int64_t blocks);

@@ -8,14 +8,15 @@
 
 #include "core/check.h"
 #include "cuda_runtime_api.h"
+#include "fibers.h"
 
-using Work = std::vector<std::function<void()>>;
+using Queue = std::vector<lte::simt::Work>;
 
 struct SimtGraph {
-  Work work;
+  Queue work;
 };
 struct SimtGraphExec {
-  Work work;
+  Queue work;
 };
 struct SimtStream {
   std::unique_ptr<SimtGraph> capture;
@@ -37,7 +38,7 @@ struct Allocation {
 struct Device {
   std::vector<SimtStream*> captured;
   std::map<uintptr_t, Allocation> memory;
-  Work queue;  // put off until the host waits: see simt::submit
+  Queue queue;  // put off until the host waits: see simt::submit
   cudaError_t last_error = cudaSuccess;
 };
 Device& device() {
@@ -106,7 +107,7 @@ void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, s
 
 }  // namespace
 
-void lte::simt::submit(cudaStream_t stream, std::function<void()> work) {
+void lte::simt::submit(cudaStream_t stream, lte::simt::Work work) {
   if (stream && stream->capture) {
     stream->capture->work.push_back(std::move(work));
     return;
@@ -116,13 +117,19 @@ void lte::simt::submit(cudaStream_t stream, std::function<void()> work) {
   if (schedule().order == Order::random) {
     device().queue.push_back(std::move(work));
   } else {
-    work();
+    work.run();
   }
 }
 
 void lte::simt::finish() {
-  const Work queue = std::exchange(device().queue, {});
-  for (const auto& work : queue) work();
+  const Queue queue = std::exchange(device().queue, {});
+  for (size_t i = 0; i < queue.size(); ++i) {
+    // Nothing begins before a copy is done; and not two of one kernel, whose static memory is the same.
+    const bool early = i + 1 < queue.size() && queue[i + 1].early && queue[i].kernel &&
+                       queue[i + 1].kernel != queue[i].kernel && by_chance();
+    if (early) begin_before(queue[i].run), ++i;
+    queue[i].run();
+  }
 }
 
 const char* cudaGetErrorString(cudaError_t e) {
@@ -341,7 +348,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (!exec) return report(cudaErrorInvalidValue);
-  const Work& all = exec->work;
+  const Queue& all = exec->work;
   for (const auto& work : all) lte::simt::submit(stream, work);
   return cudaSuccess;
 }

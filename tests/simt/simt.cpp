@@ -170,11 +170,12 @@ void* dynamic_memory() { return block().shared; }
 void unset(void* p, size_t bytes) { std::memset(p, 0xff, bytes); }
 
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-            std::function<void()> thread, bool asked) {
+            std::function<void()> thread, bool asked, bool early) {
   check_shape(kernel, grid, block, shared_bytes);
-  submit(stream, [=, thread = std::move(thread)] {
+  const auto run = [=, thread = std::move(thread)] {
     run_grid(kernel, grid, block, shared_bytes, thread, asked);
-  });
+  };
+  submit(stream, {run, kernel, early});
 }
 
 std::string to_string(Schedule s) {

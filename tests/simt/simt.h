@@ -39,7 +39,8 @@ namespace lte::simt {
 
 // Which of the threads that could run goes next: the lowest, the highest, or any. Blocks likewise.
 // With `random` the work of streams is also put off until the host waits for it, so that a host
-// that reads too early sees it.
+// that reads too early sees it; and at every other place, by chance, the first block of a kernel that may begin early
+// runs up to await_inputs before the work that precedes it is done.
 enum class Order { forward, reverse, random };
 struct Schedule {
   Order order = Order::forward;
@@ -69,9 +70,18 @@ Counts counts();
 // captured. `kernel` is only used to find the kernel's name. Static and dynamic shared memory may pass 48 KiB
 // together only where `asked` says that this was asked for. Throws lte::Error.
 void launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-            std::function<void()> thread, bool asked);
+            std::function<void()> thread, bool asked, bool early);
+// What a stream is given; kernel: of a launch, null of anything else.
+struct Work {
+  std::function<void()> run;
+  const void* kernel = nullptr;
+  bool early = false;
+};
 // Does `work` now, puts it off (Order::random), or adds it to the stream's graph while it is captured.
-void submit(cudaStream_t, std::function<void()> work);
+void submit(cudaStream_t, Work work);
+inline void submit(cudaStream_t stream, std::function<void()> work) {
+  submit(stream, Work{std::move(work)});
+}
 // Does all work that was put off. Throws what it throws, and drops the rest.
 void finish();
 // The name of a function of this program, "?" if it has none.
@@ -91,9 +101,10 @@ struct Site {
 // Stops the launch with an error that names kernel, block and thread.
 [[noreturn]] void fault(const std::string& what);
 
-// Whether the running thread has called await_inputs (cuda/device.h). A kernel that may begin early must not
-// end, in any thread, without it: the next one would no longer wait for what came before.
-bool& awaited();
+// As await_inputs of cuda/device.h. A kernel that may begin early must not end, in any thread, without it: the next
+// one would no longer wait for what came before.
+void await_inputs();
+bool& awaited();  // whether the running thread has called it
 template <bool kEarly, class F>
 void run_thread(F&& thread) {
   awaited() = false;

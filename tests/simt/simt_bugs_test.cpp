@@ -120,6 +120,30 @@ TEST(SimtBugs, AKernelThatBeginsEarlyAwaitsItsInputsInEveryThread) {
              "without await_inputs");
 }
 
+__global__ void begins_reading(int* out, const int* in, bool too_early) {
+  const int held = *in;
+  await_inputs();
+  __syncthreads();
+  if (threadIdx.x == 0) *out = too_early ? held : *in;
+}
+__global__ void writes_seven(int* out) {
+  __syncthreads();
+  *out = 7;
+}
+
+TEST(SimtBugs, AKernelThatBeginsEarlyReadsNothingThatIsStillWritten) {
+  const auto read = [](bool too_early) {
+    return simt::unstable([&] {
+      Array<int> in(std::vector<int>{5}), out(1);
+      launch(writes_seven, 2, 64, 0, nullptr, in.data);
+      launch_early(begins_reading, 1, 64, 0, nullptr, out.data, in.data, too_early);
+      return out.bytes();
+    });
+  };
+  EXPECT_EQ(read(false), "");
+  EXPECT_HAS(read(true), "random:");
+}
+
 // == Shared memory
 
 __global__ void static_and_dynamic(int* out) {
