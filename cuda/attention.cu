@@ -177,11 +177,40 @@ AttentionIn<T> attention_in(Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadSha
           .scale = T(1) / std::sqrt(static_cast<T>(s.C))};
 }
 
+// The cut follows from the cache's length, not from the position: the same launch for every token.
+template <bool kOwn, class T>
+void attend_by_pieces(CudaCtx& c, T* out, const AttentionIn<T>& in, int64_t N, OwnToken<T> own) {
+  const int64_t C = in.C, grain = std::max<int64_t>(256, pieces(in.S, 32));
+  const int64_t count = pieces(in.S, grain);
+  T* parts = count > 1 ? c.workspace<T>(N * in.H * count * (C + 2)) : nullptr;
+  LTE_CHECK(C <= 8 * kWarp, "attention: heads of more than 256 columns");
+  const auto piece = C <= kWarp       ? attention_piece_kernel<1, kOwn, T>
+                     : C <= 2 * kWarp ? attention_piece_kernel<2, kOwn, T>
+                     : C <= 4 * kWarp ? attention_piece_kernel<4, kOwn, T>
+                                      : attention_piece_kernel<8, kOwn, T>;
+  const auto H = static_cast<unsigned>(in.H), rows = static_cast<unsigned>(N);
+  const int64_t shared = kPieceWarps * (C + 2) + (kOwn ? 3 * C : 0);
+  launch_early(piece, dim3(static_cast<unsigned>(count), H, rows), kPieceWarps * kWarp,
+               static_cast<size_t>(shared) * sizeof(T), c.stream, out, parts, in, grain, own);
+  if (count == 1) return;
+  launch_early(attention_join_kernel<T>, dim3(H, rows), row_threads(C), 0, c.stream, out, parts,
+               static_cast<int>(count), in.C);
+}
+
+void attend_token(Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk chunk, HeadShape s,
+                  double theta) {
+  LTE_CHECK(chunk.T == 1, "attend_token: wants chunks of one token");
+  LTE_CHECK(chunk.pos < k.dim[2], "attend_token: the key-value cache is full");
+  with_type(out, [&]<class T>() {
+    attend_by_pieces<true>(cuda(ctx), ptr<T>(out), attention_in<T>(qkv, k, v, chunk, s), chunk.B,
+                           OwnToken<T>{ptr<T>(k), ptr<T>(v), theta});
+  });
+}
+
 template <class T>
 void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v,
                       Chunk chunk, HeadShape s) {
   const AttentionIn<T> in = attention_in<T>(qkv, k, v, chunk, s);
-  const auto H = static_cast<unsigned>(s.H);
   if (log_sums || chunk.T > kFewQueries) {
     const dim3 grid = attention_grid(chunk, s.H, kTileQ);
     const size_t shared = static_cast<size_t>(attention_tile_size(s.C)) * sizeof(T);
@@ -189,22 +218,7 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
            ptr<T>(log_sums), in);
     return;
   }
-  // The cut follows from the cache's length, not from the position: the same launch for every token.
-  const int64_t N = chunk.B * chunk.T, grain = std::max<int64_t>(256, pieces(k.dim[2], 32));
-  const int64_t count = pieces(k.dim[2], grain);
-  T* parts = count > 1 ? cuda(ctx).workspace<T>(N * s.H * count * (s.C + 2)) : nullptr;
-  LTE_CHECK(s.C <= 8 * kWarp, "attention: heads of more than 256 columns");
-  const auto piece = s.C <= kWarp       ? attention_piece_kernel<1, T>
-                     : s.C <= 2 * kWarp ? attention_piece_kernel<2, T>
-                     : s.C <= 4 * kWarp ? attention_piece_kernel<4, T>
-                                        : attention_piece_kernel<8, T>;
-  launch_early(piece, dim3(static_cast<unsigned>(count), H, static_cast<unsigned>(N)),
-               kPieceWarps * kWarp, kPieceWarps * static_cast<size_t>(s.C + 2) * sizeof(T),
-               cuda(ctx).stream, ptr<T>(out), parts, in, grain);
-  if (count == 1) return;
-  launch_early(attention_join_kernel<T>, dim3(H, static_cast<unsigned>(N)), row_threads(s.C), 0,
-               cuda(ctx).stream, ptr<T>(out), parts, static_cast<int>(count),
-               static_cast<int>(s.C));
+  attend_by_pieces<false>(cuda(ctx), ptr<T>(out), in, chunk.B * chunk.T, OwnToken<T>{});
 }
 
 // Whether the kernels on tensor cores do it: of bf16 all, of floats whole prompts where factors are rounded.
@@ -321,6 +335,7 @@ void fill_cuda_attention(Ops& ops) {
   ops.keeps_row_sums = [](Ctx&) { return false; };
   ops.kept_type = [](Ctx&) { return DType::f32; };
   ops.attention = attention<false>;
+  ops.attend_token = attend_token;
   ops.attention_backward = attention_backward<false>;
 }
 

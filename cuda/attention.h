@@ -105,37 +105,117 @@ __global__ void attention_tile_kernel(T* out, T* log_sums, AttentionIn<T> in) {
   }
 }
 
+// Of chunks of one token: its key and value are turned, used and written to the cache.
+template <class T>
+struct OwnToken {
+  T *k, *v;
+  double theta;  // 0: nothing is turned
+};
+
+constexpr int kPieceWarps = 16;
+// How far position 1 turns the thread's pair of columns.
+template <class T>
+__device__ __forceinline__ double turn_of_pair(const OwnToken<T>& to, int half) {
+  const double i = thread_rank();
+  return thread_rank() < half && to.theta > 0 ? pow(to.theta, -i / static_cast<double>(half)) : 0;
+}
+// own[3 C] = q (scaled), k and v of head h, turned as rope_kernel does it; where `writes`, the first head of a group
+// writes k and v to the cache. For whole blocks of 2 C <= kPieceWarps kWarp threads or more.
+template <class T>
+__device__ __forceinline__ void take_token(T* own, const AttentionIn<T>& in, const OwnToken<T>& to,
+                                           double turn, int64_t n, int h, bool writes) {
+  const int C = in.C, half = C / 2, group = in.H / in.K, kv = h / group, i = thread_rank();
+  const T* row = in.qkv + n * in.width;
+  const T *q = row + static_cast<int64_t>(h) * C, *k = row + static_cast<int64_t>(in.H + kv) * C;
+  const T* v = k + static_cast<int64_t>(in.K) * C;
+  if (i >= C && i < 2 * C) {
+    own[C + i] = v[i - C];
+  } else if (i < C && to.theta == 0) {
+    own[i] = q[i] * in.scale, own[C + i] = k[i];
+  } else if (i < half) {
+    const double angle = static_cast<double>(static_cast<int64_t>(in.pos)) * turn;
+    const T c = static_cast<T>(cos(angle)), s = static_cast<T>(sin(angle));
+    own[i] = (q[i] * c - q[i + half] * s) * in.scale;
+    own[i + half] = (q[i] * s + q[i + half] * c) * in.scale;
+    own[C + i] = k[i] * c - k[i + half] * s;
+    own[C + i + half] = k[i] * s + k[i + half] * c;
+  }
+  __syncthreads();
+  if (!writes || h % group != 0 || i >= C) return;
+  const int64_t at = in.cache(n, h) + in.pos * C + i;
+  to.k[at] = own[C + i], to.v[at] = own[2 * C + i];
+}
+
 // A query over one piece of the cache: grid (pieces, H, N). parts[n, h, piece, C + 2] gets the sum
 // of exp(s - top) v, top and the sum of exp(s - top) over its keys; of a single piece out[N,HC] is written. Each warp walks over keys of its
 // own, kKeys at a time, a lane over every kWarp-th of the C <= kWarp kPer columns; then the warps are joined.
-constexpr int kPieceWarps = 16;
-template <int kPer, class T>
+// kOwn: chunks of one token, whose key and value are not in the cache yet.
+template <int kPer, bool kOwn, class T>
 __global__ void __launch_bounds__(kPieceWarps* kWarp)
-    attention_piece_kernel(T* out, T* parts, AttentionIn<T> in, int64_t grain) {
-  constexpr int kKeys = kPer <= 4 ? 4 : 2;
+    attention_piece_kernel(T* out, T* parts, AttentionIn<T> in, int64_t grain, OwnToken<T> to) {
+  constexpr int kColumns = kPer * static_cast<int>(sizeof(T)), kKeys = kColumns <= 16   ? 4
+                                                                       : kColumns <= 32 ? 2
+                                                                                        : 1;
   const int C = in.C, h = static_cast<int>(blockIdx.y), lane = lane_of_thread();
   const int warp = warp_of_thread(), warps = static_cast<int>(blockDim.x) / kWarp;
   const int64_t n = blockIdx.z, b = n / in.T_, t = n % in.T_;
   let_next_begin();
-  await_inputs();
   const T *keys = in.k + in.cache(b, h), *values = in.v + in.cache(b, h);
-  const int64_t reach = in.pos + t + 1, begin = blockIdx.x * grain;
-  const int64_t end = begin + grain < reach ? begin + grain : reach;
-  T q[kPer], own[kPer] = {}, top = kLowest<T>, sum = 0;
-#pragma unroll
-  for (int i = 0; i < kPer; ++i) {
-    const int d = lane + i * kWarp;
-    q[i] = d < C ? in.query(b, h, t)[d] * in.scale : T(0);
+  const int64_t begin = blockIdx.x * grain;
+  double turn = 0;
+  if (kOwn) {
+    turn = turn_of_pair(to, C / 2);
+    // The position may be about to change: what is asked for is a guess.
+    const int64_t about = in.pos.pos + (in.pos.at ? __ldcg(in.pos.at) : 0);
+    const int64_t most = begin + grain < in.S ? begin + grain : in.S;
+    const int64_t stop = about < most ? about : most;
+    constexpr int64_t kLine = 128 / sizeof(T);
+    for (int64_t i = begin * C + thread_rank() * kLine; i < stop * C;
+         i += threads_of_block() * kLine)
+      prefetch_l2(keys + i), prefetch_l2(values + i);
   }
-  for (int64_t j = begin + warp * kKeys; j < end; j += warps * kKeys) {
-    T k[kKeys][kPer], v[kKeys][kPer], s[kKeys] = {};
+  await_inputs();
+  const int64_t reach = in.pos + t + 1;
+  const int64_t end = begin + grain < reach ? begin + grain : reach;
+  T k[kKeys][kPer], v[kKeys][kPer];
+  // What follows the last row, or is not in the cache yet, is read as the last row that is there.
+  const int64_t last = kOwn && end == reach && end > begin + 1 ? end - 2 : end - 1;
+  const auto load = [&](int64_t j) {
 #pragma unroll
     for (int m = 0; m < kKeys; ++m) {
-      const int64_t row = (j + m < end ? j + m : end - 1) * C;
+      const int64_t row = (j + m < last ? j + m : last) * C;
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
         const int d = lane + i * kWarp;
         k[m][i] = d < C ? keys[row + d] : T(0), v[m][i] = d < C ? values[row + d] : T(0);
+      }
+    }
+  };
+  int64_t j = begin + warp * kKeys;
+  if (j < end) load(j);
+  T* token = dynamic_shared<T>() + warps * (C + 2);
+  if (kOwn) take_token(token, in, to, turn, n, h, begin < reach && end == reach);
+  T q[kPer], own[kPer] = {}, top = kLowest<T>, sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const int d = lane + i * kWarp;
+    if (kOwn) {
+      q[i] = d < C ? token[d] : T(0);
+    } else {
+      q[i] = d < C ? in.query(b, h, t)[d] * in.scale : T(0);
+    }
+  }
+  while (j < end) {
+    T s[kKeys] = {};
+    if (kOwn) {
+#pragma unroll
+      for (int m = 0; m < kKeys; ++m) {
+        if (j + m < reach - 1) continue;  // what lies behind is not counted
+#pragma unroll
+        for (int i = 0; i < kPer; ++i) {
+          const int d = lane + i * kWarp;
+          k[m][i] = d < C ? token[C + d] : T(0), v[m][i] = d < C ? token[2 * C + d] : T(0);
+        }
       }
     }
     T most = top;
@@ -157,6 +237,8 @@ __global__ void __launch_bounds__(kPieceWarps* kWarp)
 #pragma unroll
       for (int i = 0; i < kPer; ++i) own[i] += p * v[m][i];
     }
+    j += warps * kKeys;
+    if (j < end) load(j);
   }
   T* mine = dynamic_shared<T>() + warp * (C + 2);  // [warps, C + 2]
 #pragma unroll

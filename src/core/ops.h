@@ -156,6 +156,10 @@ struct Ops {
   // out[N,HC];  probs[B,H,T,pos+T] keeps softmax(q k / sqrt(C)) for the backward pass, or is absent
   void (*attention)(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk,
                     HeadShape);
+  // Of chunks of one token: rope (theta > 0) of all of q and k, store_kv and attention by one entry. qkv is left as it
+  // is. Null where a backend has none.
+  void (*attend_token)(Ctx&, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk, HeadShape,
+                       double theta);
   // dqkv[N,(H+2K)C] = gradient by q, k and v of a chunk at pos 0 that fills probs[B,H,T,T]; out: what
   // `attention` made
   void (*attention_backward)(Ctx&, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k,

@@ -36,6 +36,7 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::rope>("rope");
   f.template operator()<&Ops::store_kv>("store_kv");
   f.template operator()<&Ops::attention>("attention");
+  f.template operator()<&Ops::attend_token>("attend_token");
   f.template operator()<&Ops::attention_backward>("attention_backward");
   f.template operator()<&Ops::keeps_row_sums>("keeps_row_sums");
   f.template operator()<&Ops::kept_type>("kept_type");

@@ -28,6 +28,11 @@ void attention_layer(Backend& be, const ModelConfig& c, const LayerParams& w, Ch
                      LayerState& s) {
   const Ops& op = be.ops;
   linear(be, s.qkv, s.norm1, w.qkv_w, w.qkv_b);
+  if (op.attend_token && chunk.T == 1 && !s.probs && s.qkv.dtype != DType::bf16) {
+    op.attend_token(*be.ctx, s.attended, s.qkv, s.k, s.v, chunk, c.head_shape(),
+                    c.rope ? c.rope_theta : 0);
+    return linear(be, s.delta, s.attended, w.proj_w, w.proj_b);
+  }
   if (c.rope) {
     op.rope(*be.ctx, s.qkv, chunk, c.heads + c.kv_heads, c.head_dim(), c.rope_theta, false);
   }
