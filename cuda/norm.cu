@@ -21,25 +21,41 @@ struct Norm {
 template <int kFew, class T, class W, class O>
 __global__ void norm_kernel(Norm<T, W, O> f) {
   let_next_begin();
-  await_inputs();
   const int own = static_cast<int>(threadIdx.x) * kFew, step = static_cast<int>(blockDim.x) * kFew;
   const int D = f.D;
+  if (gridDim.x == 1) {  // one token: the weights come while the row is waited for
+    constexpr int kLine = 128 / sizeof(W);
+    for (int d = static_cast<int>(threadIdx.x) * kLine; d < D;
+         d += static_cast<int>(blockDim.x) * kLine) {
+      prefetch_l2(f.w + d);
+      if (f.b) prefetch_l2(f.b + d);
+    }
+  }
+  await_inputs();
   const int64_t row = blockIdx.x * int64_t{D};
   const T* in = f.x + row;
-  const auto sum_of = [&](int d) {
-    Few<kFew, T> x = load_few<kFew>(in + d);
-    if (!f.more) return x;
-    const Few<kFew, T> more = load_few<kFew>(f.more + row + d);
+  const auto add = [&](int d, Few<kFew, T>& x, const Few<kFew, T>& more) {
     for (int j = 0; j < kFew; ++j) x.at[j] += more.at[j];
     store_few(f.sum + row + d, x);
-    return x;
   };
-  Few<kFew, T> kept[kKept] = {};
+  // All are asked for before the first sum is written.
+  Few<kFew, T> kept[kKept] = {}, more[kKept] = {};
+  Few<kFew, W> scale[kKept] = {};
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    if (own + i * step < D) kept[i] = sum_of(own + i * step);
+    const int d = own + i * step;
+    if (d >= D) continue;
+    kept[i] = load_few<kFew>(in + d), scale[i] = load_few<kFew>(f.w + d);
+    if (f.more) more[i] = load_few<kFew>(f.more + row + d);
   }
-  for (int d = own + kKept * step; f.more && d < D; d += step) sum_of(d);
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    if (f.more && own + i * step < D) add(own + i * step, kept[i], more[i]);
+  }
+  for (int d = own + kKept * step; f.more && d < D; d += step) {
+    Few<kFew, T> x = load_few<kFew>(in + d);
+    add(d, x, load_few<kFew>(f.more + row + d));
+  }
   if (f.more) in = f.sum + row;
   // use(d, the numbers of the row from d on) for the thread's own
   const auto each_of_row = [&](auto use) {
@@ -63,8 +79,7 @@ __global__ void norm_kernel(Norm<T, W, O> f) {
   });
   square = block_sum(square) / static_cast<T>(D);
   const T rstd = T(1) / sqrt_of(square + f.eps);
-  each_of_row([&](int d, const Few<kFew, T>& v) {
-    const Few<kFew, W> w = load_few<kFew>(f.w + d);
+  const auto write = [&](int d, const Few<kFew, T>& v, const Few<kFew, W>& w) {
     Few<kFew, W> b = {};
     if (f.b) b = load_few<kFew>(f.b + d);
     Few<kFew, O> y;
@@ -73,7 +88,13 @@ __global__ void norm_kernel(Norm<T, W, O> f) {
       y.at[j] = from_number<O>(f.b ? z + to_float(b.at[j]) : z);
     }
     store_few(f.out + row + d, y);
-  });
+  };
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    if (own + i * step < D) write(own + i * step, kept[i], scale[i]);
+  }
+  for (int d = own + kKept * step; d < D; d += step)
+    write(d, load_few<kFew>(in + d), load_few<kFew>(f.w + d));
   if (threadIdx.x == 0) f.stats[2 * blockIdx.x] = mean, f.stats[2 * blockIdx.x + 1] = rstd;
 }
 
