@@ -18,7 +18,7 @@ struct OpenRows {
 
 // kColumnWarps warps a block, each with kFlight rows on their way; kStage rows at a time are laid out in shared
 // memory.
-constexpr int kColumnWarps = 4, kFlight = 8, kStage = 128;
+constexpr int kColumnWarps = 4, kFlight = 8, kStage = 512;
 
 // The block's range of rows, split blockIdx.y of gridDim.y: [begin, end) in the order of the open ones, and the
 // row of the i-th.
@@ -72,23 +72,32 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows) {
   return range;
 }
 
-// w[r] = the lane's kPack columns, from `columns` on, of row[r] of a matrix of D columns: all are asked for before
-// the first is used.
+// The lane's kPack columns, from `columns` on, of rows row[0 .. kRows) of a matrix of D columns, as they come from memory:
+// all are asked for before the first is used.
 template <int kRows, int kPack, class W>
-__device__ __forceinline__ void load_rows(W (&w)[kRows][kPack], const W* columns, int64_t D,
-                                          const int32_t* row) {
+struct RowsAhead {
+  std::conditional_t<kPack == 1, W, uint4> raw[kRows];
+
+  __device__ __forceinline__ void load(const W* columns, int64_t D, const int32_t* row) {
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const W* from = columns + row[r] * D;
-    if constexpr (kPack == 1) {
-      w[r][0] = from[0];
-    } else {
-      const Pack<W> pack = load16_once(from);
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) w[r][i] = pack.at[i];
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kPack == 1) {
+        raw[r] = columns[row[r] * D];
+      } else {
+        raw[r] = raw16_once(columns + row[r] * D);
+      }
     }
   }
-}
+  __device__ __forceinline__ void take(W (&w)[kPack], int r) const {
+    if constexpr (kPack == 1) {
+      w[0] = raw[r];
+    } else {
+      const Pack<W> pack = pack_of<W>(raw[r]);
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) w[k] = pack.at[k];
+    }
+  }
+};
 
 // to[c] = the block's sum of column c < left of its tile, or added by atomics: the warps' are added in order.
 // sum: the lane's columns; sums: shared memory. For whole blocks.
@@ -113,8 +122,8 @@ __device__ __forceinline__ void write_columns(T* to, T (&sums)[kColumnWarps][kWa
 
 // parts[split, d] = sum over the split's rows r of h[r] w[r, d], or added to parts[d] by atomics. Grid (tiles of
 // kWarp kPack columns, splits). A lane owns kPack columns, a warp every kColumnWarps-th group of kFlight rows, and
-// the warps are added in order. Which rows and where a split ends is found before h is awaited; of all rows the
-// first are asked for.
+// the warps are added in order. Which rows, and of weights of bf16 the first group of each warp, are there before h is
+// awaited.
 template <int kPack, bool kAtomic, class T, class W, class Rows>
 __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
     column_sums_kernel(T* parts, const T* h, const W* w, Rows rows, int D) {
@@ -123,34 +132,39 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   LTE_SHARED(T, sums[kColumnWarps][kWarp * kPack]);
   const int lane = lane_of_thread(), warp = warp_of_thread(), thread = thread_rank();
   const int tile = static_cast<int>(blockIdx.x) * kWarp * kPack, d = tile + lane * kPack;
+  constexpr int kStep = kColumnWarps * kFlight;
+  constexpr bool kHold = sizeof(W) == 2;
   let_next_begin();
   const RowRange range = row_range(rows);
   const int begin = range.begin, end = range.end;
-  if constexpr (std::is_same_v<Rows, AllRows>) {
-    for (int i = begin + warp * kFlight; i < begin + (warp + 1) * kFlight; ++i) {
-      if (lane % 8 == 0 && d < D && i < end) prefetch_l2(w + static_cast<int64_t>(i) * D + d);
-    }
-  }
-  await_inputs();
   T sum[kPack] = {};
+  if (!kHold || begin >= end) await_inputs();
+  const W* columns = w + (d < D ? d : 0);
   for (int from = begin; from < end; from += kStage) {
     const int count = end - from < kStage ? end - from : kStage;
+    const int whole = (count + kFlight - 1) / kFlight * kFlight;
     __syncthreads();
     // Beyond the last row stands that row, times 0: no branch, that loads go out together.
-    if (thread < kStage) {
-      const int r = range.at(from + (thread < count ? thread : count - 1));
-      row[thread] = r, value[thread] = thread < count ? h[r] : T(0);
-    }
+    for (int i = thread; i < whole; i += kColumnWarps * kWarp)
+      row[i] = range.at(from + (i < count ? i : count - 1));
     __syncthreads();
-    if (d >= D) continue;
-    for (int i = warp * kFlight; i < count; i += kColumnWarps * kFlight) {
-      W loaded[kFlight][kPack];
-      load_rows(loaded, w + d, D, row + i);
+    int i = warp * kFlight;
+    RowsAhead<kFlight, kPack, W> loaded;
+    loaded.load(columns, D, row + (i < count ? i : 0));
+    if (kHold && from == begin) await_inputs();
+    for (int k = thread; k < whole; k += kColumnWarps * kWarp)
+      value[k] = k < count ? h[row[k]] : T(0);
+    __syncthreads();
+    while (i < count) {
 #pragma unroll
       for (int r = 0; r < kFlight; ++r) {
+        W w[kPack];
+        loaded.take(w, r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) sum[k] += value[i + r] * to_float(loaded[r][k]);
+        for (int k = 0; k < kPack; ++k) sum[k] += value[i + r] * to_float(w[k]);
       }
+      i += kStep;
+      if (i < count) loaded.load(columns, D, row + i);
     }
   }
   T* to = kAtomic ? parts : parts + static_cast<int64_t>(blockIdx.y) * D;

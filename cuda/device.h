@@ -138,19 +138,30 @@ __device__ __forceinline__ void store16(T* p, const Pack<T>& pack) {
 // For memory that nobody writes while the kernel runs and that is read once (weights): through the
 // read-only path, not kept in L1. Several of them are on their way together only where no branch lies between
 // them and their uses, and where the kernel's __launch_bounds__ leave registers for it: else the compiler moves
-// each to its use, and the kernel waits for every one. Look at the machine code (cuobjdump -sass).
-template <class T>
-__device__ __forceinline__ Pack<T> load16_once(const T* p) {
-  Pack<T> pack;
+// each to its use, and the kernel waits for every one. Look at the machine code (cuobjdump -sass). What is kept over a
+// branch or a barrier stays whole, for the compiler keeps each bf16 of a Pack in a register of its own.
+// Before await_inputs only weights of bf16 may be loaded: no kernel of ours writes such.
+__device__ __forceinline__ uint4 raw16_once(const void* p) {
+  uint4 u;
 #ifdef LTE_SIMT
-  pack = load16(p);
+  simt::check_aligned(p, 16);
+  u = *static_cast<const uint4*>(p);
 #else
-  uint4& u = *reinterpret_cast<uint4*>(&pack);
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w)
                : "l"(p));
 #endif
+  return u;
+}
+template <class T>
+__device__ __forceinline__ Pack<T> pack_of(const uint4& u) {
+  Pack<T> pack;
+  *reinterpret_cast<uint4*>(&pack) = u;
   return pack;
+}
+template <class T>
+__device__ __forceinline__ Pack<T> load16_once(const T* p) {
+  return pack_of<T>(raw16_once(p));
 }
 
 // == Sums and maxima; every thread gets the result, the order of additions is fixed

@@ -10,13 +10,49 @@ void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
   const int64_t F = f.E * f.G, splits = column_splits(F, f.D, f.vector ? Pack<W>::kSize : 1);
   T *h = c.workspace<T>(F + (kAtomic ? 0 : splits * f.D)), *parts = kAtomic ? out : h + F;
-  launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(pieces(F, kHiddenWarps)),
-               kHiddenWarps * kWarp, 0, c.stream, h, f);
+  const bool split =
+      sizeof(W) == 2 && f.up && !f.known && f.vector && fits_split<W>(f.D) && f.G % kSplitRows == 0;
+  if constexpr (sizeof(W) == 2) {
+    if (split) split_hidden<true>(c, h, f);
+  }
+  if (!split)
+    launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(pieces(F, kHiddenWarps)),
+                 kHiddenWarps * kWarp, 0, c.stream, h, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.D * sizeof(T), c.stream), "clearing out");
   column_sums<kAtomic>(c, parts, h, f.down,
                        OpenRows{f.count, static_cast<int>(f.E), static_cast<int>(f.G)}, f.D, splits,
                        f.vector, row_list_size(F, f.G, splits));
   if (!kAtomic) join_parts<false>(c, out, parts, f.D, splits);
+}
+
+bool ffn_token(Ctx& ctx, Tensor out, Tensor x, FfnWeights w, Act act) {
+  const int64_t F = w.down.rows(), D = x.cols();
+  const bool fits = x.rows() == 1 && x.dtype == DType::f32 && w.down.dtype == DType::bf16 &&
+                    fits_split<bf16>(D) && D % Pack<bf16>::kSize == 0 &&
+                    aligned16(x.data, w.up.data, w.gate_w.data, w.down.data);
+  if (!fits) return false;
+  const Gathered<float, bf16> f{.x = ptr<float>(x),
+                                .gates = nullptr,
+                                .known = nullptr,
+                                .up_bias = ptr<float>(w.up_bias),
+                                .index = nullptr,
+                                .count = nullptr,
+                                .up = ptr<bf16>(w.up),
+                                .gate_w = ptr<bf16>(w.gate_w),
+                                .down = ptr<bf16>(w.down),
+                                .act = act,
+                                .N = 1,
+                                .D = D,
+                                .E = 1,
+                                .G = F,
+                                .vector = true};
+  CudaCtx& c = cuda(ctx);
+  const int64_t splits = column_splits(F, D, Pack<bf16>::kSize);
+  float *h = c.workspace<float>(F + splits * D), *parts = h + F;
+  split_hidden<false>(c, h, f);
+  column_sums<false>(c, parts, h, f.down, AllRows{static_cast<int>(F)}, D, splits, true);
+  join_parts<false>(c, ptr<float>(out), parts, D, splits);
+  return true;
 }
 
 // active[0 .. total) = the experts that one of the N tokens selects, ascending. One block.
@@ -207,6 +243,7 @@ void (*const kCudaAtomic)(Ops&) = patch_atomic;
 
 void fill_cuda_gathered(Ops& ops) {
   ops.ffn_gathered = ffn_gathered<false>;
+  ops.ffn_token = ffn_token;
   ops.keep_large = keep_large;
   ops.gemm_sparse = gemm_sparse;
 }

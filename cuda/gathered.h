@@ -50,6 +50,35 @@ __global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
   if (lane_of_thread() == 0) h[j] = f.hidden(0, j, us, gs) * f.gates[e];
 }
 
+// The same by blocks, kSplitRows / kMatrices neurons each: of one expert (kOpen), or of a dense layer, whose first rows
+// are there before x is.
+template <int kMatrices, bool kOpen, class T, class W>
+__global__ void __launch_bounds__(kSplitThreads, 2) split_hidden_kernel(T* h, Gathered<T, W> f) {
+  constexpr int kOwn = kSplitRows / kMatrices;
+  const int first = static_cast<int>(blockIdx.x) * kOwn, F = static_cast<int>(f.E * f.G);
+  const int j = first + thread_rank(), e = first / static_cast<int>(f.G);
+  if (kOpen) await_inputs();
+  let_next_begin();
+  if (kOpen && f.count[e] == 0) return;  // the whole block
+  const auto at = [&](int r) {
+    const int64_t i = first + r % kOwn < F ? first + r % kOwn : F - 1;
+    return (r < kOwn ? f.up : f.gate_w) + i * f.D;
+  };
+  SplitRows<W> rows;
+  rows.load(at, 0, f.D);
+  if (!kOpen) await_inputs();
+  T u = rows.total(at, f.x, f.D), g = 0;
+  if (thread_rank() >= kWarp) return;
+  if (kMatrices > 1) g = __shfl_down_sync(kAllLanes, u, kOwn);
+  if (thread_rank() < kOwn && j < F) h[j] = f.hidden(0, j, u, g) * (kOpen ? f.gates[e] : T(1));
+}
+template <bool kOpen, class T, class W>
+void split_hidden(CudaCtx& c, T* h, const Gathered<T, W>& f) {
+  launch_early(f.gate_w ? split_hidden_kernel<2, kOpen, T, W> : split_hidden_kernel<1, kOpen, T, W>,
+               static_cast<unsigned>(pieces(f.E * f.G, kSplitRows / (f.gate_w ? 2 : 1))),
+               kSplitThreads, 0, c.stream, h, f);
+}
+
 // == A few tokens
 
 constexpr int kFewTokens = 16;
@@ -87,26 +116,28 @@ __global__ void few_hidden_kernel(T* h, const int32_t* active, const int32_t* to
   }
 }
 
-// The down product: kColumnWarps warps a block, each with kDownRows rows in flight; kStage rows at a time
+// The down product: kColumnWarps warps a block, each with kDownRows rows in flight; kFewStage rows at a time
 // are laid out in shared memory.
-constexpr int kDownRows = 4;
+constexpr int kDownRows = 4, kFewStage = 128;
 
 // sum[n, .] += h[r, n] down[row r, the lane's kPack columns] for kRows staged rows: all of them are asked
 // for before the first is used.
 template <int kRows, int kTokens, int kPack, class T, class W>
 __device__ __forceinline__ void add_rows(T (&sum)[kTokens][kPack], const W* down, int D,
                                          const int32_t* row, const T* h, int N) {
-  W w[kRows][kPack];
-  load_rows(w, down, D, row);
+  RowsAhead<kRows, kPack, W> loaded;
+  loaded.load(down, D, row);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
+    W w[kPack];
+    loaded.take(w, r);
 #pragma unroll
     for (int n = 0; n < kTokens; ++n) {
       if (n >= N) break;
       const T value = h[r * N + n];
       if (kTokens > 1 && value == T(0)) continue;
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) sum[n][i] += value * to_float(w[r][i]);
+      for (int i = 0; i < kPack; ++i) sum[n][i] += value * to_float(w[i]);
     }
   }
 }
@@ -118,8 +149,8 @@ __device__ __forceinline__ void add_rows(T (&sum)[kTokens][kPack], const W* down
 template <int kTokens, int kPack, bool kAtomic, class T, class W>
 __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, const int32_t* total,
                                 Gathered<T, W> f) {
-  LTE_SHARED(int32_t, row[kStage]);        // of down
-  LTE_SHARED(T, value[kStage * kTokens]);  // h[row, n]
+  LTE_SHARED(int32_t, row[kFewStage]);        // of down
+  LTE_SHARED(T, value[kFewStage * kTokens]);  // h[row, n]
   LTE_SHARED(T, sums[kColumnWarps][kWarp * kPack]);
   const int N = static_cast<int>(f.N), G = static_cast<int>(f.G), D = static_cast<int>(f.D);
   const int rows = *total * G;
@@ -129,8 +160,8 @@ __global__ void few_down_kernel(T* parts, const T* h, const int32_t* active, con
   const int begin = static_cast<int>(blockIdx.y) * grain;
   const int end = begin + grain < rows ? begin + grain : rows;
   T sum[kTokens][kPack] = {};
-  for (int from = begin; from < end; from += kStage) {
-    const int count = end - from < kStage ? end - from : kStage;
+  for (int from = begin; from < end; from += kFewStage) {
+    const int count = end - from < kFewStage ? end - from : kFewStage;
     __syncthreads();
     for (int i = thread; i < count; i += kColumnWarps * kWarp) {
       row[i] = active[(from + i) / G] * G + (from + i) % G;

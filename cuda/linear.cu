@@ -29,6 +29,20 @@ __global__ void __launch_bounds__(256, 4)
   }
 }
 
+// One row, by rows of whole pieces of 16 bytes: the first ones are there before x is.
+template <bool kAdd>
+__global__ void __launch_bounds__(kSplitThreads, 2)
+    split_rows_kernel(float* out, const float* x, const bf16* w, int64_t cols, int64_t inner) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSplitRows, m = first + thread_rank();
+  let_next_begin();
+  const auto at = [&](int r) { return w + (first + r < cols ? first + r : cols - 1) * inner; };
+  SplitRows<bf16> rows;
+  rows.load(at, 0, inner);
+  await_inputs();
+  const float all = rows.total(at, x, inner);
+  if (thread_rank() < kSplitRows && m < cols) out[m] = kAdd ? out[m] + all : all;
+}
+
 // Weights of bf16: x is rounded to bf16 too, products are summed in float on tensor cores.
 template <bool kAdd>
 void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
@@ -47,6 +61,12 @@ void gemm_bf16(Ctx& ctx, const Product& p, Tensor out, Tensor a, Tensor b) {
   if (by_rows && vector && fits_cores(p.rows, p.inner) && p.cols >= kCoreRows) {
     return core_rows<kAdd>(ctx, ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.rows, p.cols,
                            p.inner);
+  }
+  if (by_rows && p.rows == 1 && vector && fits_split<bf16>(p.inner)) {
+    launch_early(split_rows_kernel<kAdd>, static_cast<unsigned>(pieces(p.cols, kSplitRows)),
+                 kSplitThreads, 0, c.stream, ptr<float>(out), ptr<float>(a), ptr<bf16>(b), p.cols,
+                 p.inner);
+    return;
   }
   if (by_rows && p.rows <= kFewRows) {
     const auto kernel = p.rows == 1 ? few_rows_kernel<1, kAdd, float, bf16>

@@ -35,6 +35,25 @@ __global__ void __launch_bounds__(kRouterWarps* kWarp, 4)
   if (lane_of_thread() == 0) count[e] = open;
 }
 
+// One token and rows of whole pieces of 16 bytes: by blocks, which have the first ones before x is there.
+__global__ void __launch_bounds__(kSplitThreads, 2)
+    split_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, const float* x,
+                       const bf16* w, const float* b, int64_t D, int64_t E, float cut) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSplitRows, e = first + thread_rank();
+  let_next_begin();
+  const auto at = [&](int r) { return w + (first + r < E ? first + r : E - 1) * D; };
+  SplitRows<bf16> rows;
+  rows.load(at, 0, D);
+  await_inputs();
+  float z = rows.total(at, x, D);
+  if (thread_rank() >= kSplitRows || e >= E) return;
+  if (b) z += b[e];
+  const float score = 1.0f / (1.0f + exp_of(-z));
+  const bool yes = score > cut;
+  scores[e] = score, gates[e] = yes ? 1.0f : 0.0f, count[e] = yes;
+  if (yes) index[e] = 0;
+}
+
 // The same on tensor cores: 16 experts a block. The last one reaches back, and writes what is its own.
 template <int kCols>
 __global__ void __launch_bounds__(kCoreThreads, 1)
@@ -77,6 +96,13 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
                static_cast<unsigned>(pieces(E, kCoreRows)), kCoreThreads, 0, cuda(ctx).stream,
                ptr<T>(scores), ptr<T>(out.gates), ptr<int32_t>(out.index), ptr<int32_t>(out.count),
                ptr<T>(x), ptr<W>(w), ptr<T>(b), static_cast<int>(N), D, E, static_cast<T>(cut));
+        return;
+      }
+      if (N == 1 && vector && fits_split<W>(D)) {
+        launch_early(split_route_kernel, static_cast<unsigned>(pieces(E, kSplitRows)),
+                     kSplitThreads, 0, cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates),
+                     ptr<int32_t>(out.index), ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w),
+                     ptr<T>(b), D, E, static_cast<T>(cut));
         return;
       }
     }

@@ -1,4 +1,4 @@
-// Dot products of rows of weights with a few rows of x, by one warp.
+// Dot products of rows of weights with a few rows of x, by one warp, and with one row of x, by a block.
 #pragma once
 
 #include "context.h"
@@ -67,5 +67,88 @@ __device__ __forceinline__ void row_products(T (&sum)[kRows][kTokens], const W* 
     }
   }
 }
+
+// == Rows by blocks
+
+// Dot products of kSplitRows rows of weights with one x, by a block whose warps share out the columns. A lane has
+// kPieces pieces of 16 bytes of every row, kTurn columns a block, and needs few numbers of x: `load` may come before x
+// is awaited, and little is left to do once x is there. Rows begin at multiples of 16 bytes.
+constexpr int kSplitWarps = 8, kSplitRows = 8, kSplitThreads = kSplitWarps * kWarp;
+// Shorter rows leave most of a block without work.
+template <class W>
+bool fits_split(int64_t D) {
+  return D >= kSplitThreads * int64_t{Pack<W>::kSize};
+}
+template <class W>
+struct SplitRows {
+  static constexpr int kPieces = 2, kPack = Pack<W>::kSize;
+  static constexpr int kTurn = kSplitWarps * kPieces * kWarp * kPack;
+  uint4 w[kPieces][kSplitRows];
+
+  static __device__ __forceinline__ int64_t column(int64_t base, int piece) {
+    return base + ((warp_of_thread() * kPieces + piece) * kWarp + lane_of_thread()) * kPack;
+  }
+  // The turn that begins at column `base` of rows at(r); beyond the end of a row stands its beginning.
+  template <class At>
+  __device__ __forceinline__ void load(const At& at, int64_t base, int64_t D) {
+#pragma unroll
+    for (int u = 0; u < kPieces; ++u) {
+      const int64_t d = column(base, u);
+#pragma unroll
+      for (int r = 0; r < kSplitRows; ++r) w[u][r] = raw16_once(at(r) + (d < D ? d : 0));
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ void add(T (&sum)[kSplitRows], const T* x, int64_t base,
+                                      int64_t D) const {
+    constexpr int kX = Pack<T>::kSize;
+#pragma unroll
+    for (int u = 0; u < kPieces; ++u) {
+      const int64_t d = column(base, u);
+      T in[kPack];
+#pragma unroll
+      for (int part = 0; part < kPack / kX; ++part) {
+        const Pack<T> some = load16(x + (d < D ? d : 0) + part * kX);
+#pragma unroll
+        for (int i = 0; i < kX; ++i) in[part * kX + i] = d < D ? some.at[i] : T(0);
+      }
+#pragma unroll
+      for (int r = 0; r < kSplitRows; ++r) {
+        const Pack<W> row = pack_of<W>(w[u][r]);
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) sum[r] += to_float(row.at[i]) * in[i];
+      }
+    }
+  }
+  // Thread r < kSplitRows gets row r . x, the first turn being loaded. For whole blocks.
+  template <class T, class At>
+  __device__ __forceinline__ T total(const At& at, const T* x, int64_t D) {
+    LTE_SHARED(T, parts[kSplitWarps][kSplitRows]);
+    T sum[kSplitRows] = {};
+    add(sum, x, 0, D);
+    for (int64_t base = kTurn; base < D; base += kTurn) load(at, base, D), add(sum, x, base, D);
+    // Half of the rows go to half of the lanes, three times; then four lanes share a row.
+    const int lane = lane_of_thread();
+#pragma unroll
+    for (int half = kSplitRows / 2; half > 0; half /= 2) {
+      const bool upper = lane & half * 4;
+#pragma unroll
+      for (int r = 0; r < half; ++r) {
+        const T other = __shfl_xor_sync(kAllLanes, upper ? sum[r] : sum[r + half], half * 4);
+        sum[r] = (upper ? sum[r + half] : sum[r]) + other;
+      }
+    }
+    sum[0] += __shfl_xor_sync(kAllLanes, sum[0], 2);
+    sum[0] += __shfl_xor_sync(kAllLanes, sum[0], 1);
+    if (lane % 4 == 0) parts[warp_of_thread()][lane / 4] = sum[0];
+    __syncthreads();
+    T all = 0;
+    if (thread_rank() < kSplitRows) {
+#pragma unroll
+      for (int i = 0; i < kSplitWarps; ++i) all += parts[i][thread_rank()];
+    }
+    return all;
+  }
+};
 
 }  // namespace lte

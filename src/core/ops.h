@@ -236,6 +236,9 @@ struct Ops {
   // out,x[N,D] up,gate_w,down[F,D] up_bias[F] known[N,F]
   void (*ffn_gathered)(Ctx&, Tensor out, Tensor x, Tensor gates, Tensor index, Tensor count,
                        Tensor known, Tensor up, Tensor up_bias, Tensor gate_w, Tensor down, Act);
+  // The same of one token with all experts selected and no gates, as products and `activate` would do it. False where
+  // the shapes or types are none for it: nothing is done. Null where a backend has no such kernel.
+  bool (*ffn_token)(Ctx&, Tensor out, Tensor x, FfnWeights, Act);
   // Gathered training. Both entries are null where a backend has no such kernels, else neither.
   // Forward: out as of ffn_gathered without `known`; writes what its backward pass reads to kept.
   // Sums over experts run in the order of experts.                                      out,x[N,D]

@@ -184,6 +184,9 @@ void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const 
       op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w),
                    c.act);
       if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
+    } else if (!routed && !s.probs && plan.in_cut < 0 && op.ffn_token &&
+               op.ffn_token(*be.ctx, s.delta, s.norm2, ffn_weights(w), c.act)) {
+      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
     } else {
       dense_act(be, c, w, plan, run, s);
       masked_ffn(be, w, plan, run, s);
