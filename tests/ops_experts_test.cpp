@@ -412,57 +412,6 @@ TEST_P(ExpertsTest, AdamW) {
   }
 }
 
-// One entry for a dense layer of one token by weights of bf16.
-TEST_P(ExpertsTest, FfnTokenIsItsOperations) {
-  if (!backends[0].ops.ffn_token) GTEST_SKIP() << spec << " has no such kernel";
-  const Size shapes[] = {Size{7, 2048}, Size{1, 2056}, Size{300, 2184},
-                         Size{9, 4112}, Size{5, 2052}, Size{3, 16}};
-  for (const auto [F, D] : shapes) {
-    for (const bool half : {true, false}) {
-      for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
-        for (int64_t N : {1, 2}) {
-          SCOPED_TRACE(fmt::format("F {} D {} bf16 {} kind {} N {}", F, D, half, kind, N));
-          if (half && dtype == DType::f64) continue;
-          const double std = 1 / std::sqrt(static_cast<double>(D));
-          const auto weights = [&](bool there, double size) {
-            const Tensor w = there ? normal({F, D}, size) : Tensor{};
-            return w && half ? s.half(w) : w;
-          };
-          const FfnWeights w{.up = weights(true, std),
-                             .up_bias = kind == 1 ? normal({F}) : Tensor{},
-                             .gate_w = weights(kind == 0, std),
-                             .down = weights(true, 0.5)};
-          const Act act = kind == 0 ? Act::silu : Act::gelu_tanh;
-          const Tensor x = normal({N, D}), out = blank({N, D}), want = blank({N, D});
-          const std::string before = bits(out);
-          bool taken = false;
-          const auto token = [&](const Ops& o, Ctx& c) { taken = o.ffn_token(c, out, x, w, act); };
-          run({out}, token);
-          EXPECT_EQ(taken, half && N == 1 && D % 8 == 0 && D >= 2048);
-          if (!taken) {
-            EXPECT_TRUE(bits(out) == before);
-            continue;
-          }
-          const Tensor up = blank({N, F}), gate = kind == 0 ? blank({N, F}) : Tensor{};
-          Backend& be = backends[0];
-          be.ops.gemm(*be.ctx, up, x, false, w.up, true);
-          if (w.up_bias) be.ops.bias_add(*be.ctx, up, w.up_bias);
-          if (gate) be.ops.gemm(*be.ctx, gate, x, false, w.gate_w, true);
-          be.ops.activate(*be.ctx, up, gate ? gate : up, gate ? up : Tensor{}, act);
-          be.ops.gemm(*be.ctx, want, up, false, w.down, false);
-          be.finish();
-          expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
-                       "dense layer");
-          put(x, D / 2, NAN);
-          run({out}, token);
-          for (int64_t d = 0; d < D; ++d) EXPECT_TRUE(std::isnan(at(out, d))) << d;
-          s.blocks.clear();
-        }
-      }
-    }
-  }
-}
-
 // One entry for what five do: scores within rounding, and gates and lists that are those of its scores.
 TEST_P(ExpertsTest, RouteLinearIsFiveOperations) {
   if (!backends[0].ops.route_linear) GTEST_SKIP() << spec << " has no such kernel";

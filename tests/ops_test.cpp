@@ -379,67 +379,6 @@ TEST_P(OpsTest, Attention) {
       << "the cache is full";
 }
 
-// One entry for what three do, at a position that is a number or lies in memory; of the cache only rows at earlier
-// positions are read.
-TEST_P(OpsTest, AttendTokenIsThreeOperations) {
-  if (!backends[0].ops.attend_token) GTEST_SKIP() << spec << " has no such kernel";
-  struct {
-    int64_t B, S, pos;
-    HeadShape h;
-  } const cases[] = {{1, 1, 0, {1, 1, 2}},     {1, 9, 0, {4, 4, 8}},      {2, 9, 8, {4, 2, 6}},
-                     {3, 40, 17, {6, 2, 40}},  {1, 70, 69, {2, 2, 72}},   {2, 600, 255, {2, 1, 4}},
-                     {1, 600, 256, {3, 3, 4}}, {1, 600, 599, {2, 2, 130}}};
-  for (const auto& one : cases) {
-    for (const bool turned : {true, false}) {
-      const auto& [B, S, pos, h] = one;
-      SCOPED_TRACE(fmt::format("B {} S {} pos {} H {} K {} C {}", B, S, pos, h.H, h.K, h.C));
-      const int64_t width = (h.H + 2 * h.K) * h.C;
-      const Tensor qkv = normal({B, width}), q3 = s.blank(dtype, {B, width});
-      const Tensor k = normal({B, h.K, S, h.C}), v = normal({B, h.K, S, h.C});
-      const Tensor k3 = s.blank(dtype, {B, h.K, S, h.C}), v3 = s.blank(dtype, {B, h.K, S, h.C});
-      const Tensor out = blank({B, h.H * h.C}), want = blank({B, h.H * h.C});
-      for (int64_t row = 0; row < B * h.K; ++row) {
-        for (int64_t i = pos * h.C; i < S * h.C; ++i) {
-          put(k, row * S * h.C + i, NAN), put(v, row * S * h.C + i, NAN);
-        }
-      }
-      std::memcpy(q3.data, qkv.data, qkv.bytes());
-      std::memcpy(k3.data, k.data, k.bytes()), std::memcpy(v3.data, v.data, v.bytes());
-      Backend& be = backends[0];
-      const Chunk c{B, 1, pos};
-      if (turned) be.ops.rope(*be.ctx, q3, c, h.H + h.K, h.C, 1e4, false);
-      be.ops.store_kv(*be.ctx, k3, v3, q3, c, h);
-      be.ops.attention(*be.ctx, want, {}, q3, k3, v3, c, h);
-      be.finish();
-      const Tensor at_place = s.ints({static_cast<int32_t>(pos)});
-      const std::string before = bits(qkv);
-      for (const Chunk& chunk : {c, Chunk{B, 1, 0, at_place.as<int32_t>()}}) {
-        run({out, k, v}, [&](const Ops& o, Ctx& ctx) {
-          o.attend_token(ctx, out, qkv, k, v, chunk, h, turned ? 1e4 : 0);
-        });
-        expect_close(out, values(want), tol(h.C + S, 2), "attention");
-        const auto same = [&](const Tensor& a, const Tensor& b, const char* name) {
-          for (int64_t i = 0; i < a.size(); ++i) {
-            if (i / h.C % S > pos) {
-              EXPECT_TRUE(std::isnan(at(a, i))) << name << " behind the position";
-            } else {
-              EXPECT_NEAR(at(a, i), at(b, i), tol(2, 3)) << name << " " << i;
-            }
-          }
-        };
-        same(k, k3, "keys"), same(v, v3, "values");
-        EXPECT_TRUE(bits(qkv) == before) << "qkv was changed";
-      }
-      s.blocks.clear();
-    }
-  }
-  Backend& be = backends[0];
-  EXPECT_THROW(be.ops.attend_token(*be.ctx, blank({1, 2}), normal({1, 6}), blank({1, 1, 4, 2}),
-                                   blank({1, 1, 4, 2}), {1, 1, 4}, {1, 1, 2}, 0),
-               Error)
-      << "the cache is full";
-}
-
 double act_of(Act a, double x) {
   switch (a) {
     case Act::gelu_tanh:

@@ -1,0 +1,126 @@
+// As ops_test.cpp, for entries that one token alone takes.
+#include <fmt/format.h>
+
+#include "testing.h"
+
+namespace lte::testing {
+namespace {
+
+class TokenTest : public OpsTest {};
+
+// One entry for what three do, at a position that is a number or lies in memory; of the cache only rows at earlier
+// positions are read.
+TEST_P(TokenTest, AttendTokenIsThreeOperations) {
+  if (!backends[0].ops.attend_token) GTEST_SKIP() << spec << " has no such kernel";
+  struct {
+    int64_t B, S, pos;
+    HeadShape h;
+  } const cases[] = {{1, 1, 0, {1, 1, 2}},     {1, 9, 0, {4, 4, 8}},      {2, 9, 8, {4, 2, 6}},
+                     {3, 40, 17, {6, 2, 40}},  {1, 70, 69, {2, 2, 72}},   {2, 600, 255, {2, 1, 4}},
+                     {1, 600, 256, {3, 3, 4}}, {1, 600, 599, {2, 2, 130}}};
+  for (const auto& one : cases) {
+    for (const bool turned : {true, false}) {
+      const auto& [B, S, pos, h] = one;
+      SCOPED_TRACE(fmt::format("B {} S {} pos {} H {} K {} C {}", B, S, pos, h.H, h.K, h.C));
+      const int64_t width = (h.H + 2 * h.K) * h.C;
+      const Tensor qkv = normal({B, width}), q3 = s.blank(dtype, {B, width});
+      const Tensor k = normal({B, h.K, S, h.C}), v = normal({B, h.K, S, h.C});
+      const Tensor k3 = s.blank(dtype, {B, h.K, S, h.C}), v3 = s.blank(dtype, {B, h.K, S, h.C});
+      const Tensor out = blank({B, h.H * h.C}), want = blank({B, h.H * h.C});
+      for (int64_t row = 0; row < B * h.K; ++row) {
+        for (int64_t i = pos * h.C; i < S * h.C; ++i) {
+          put(k, row * S * h.C + i, NAN), put(v, row * S * h.C + i, NAN);
+        }
+      }
+      std::memcpy(q3.data, qkv.data, qkv.bytes());
+      std::memcpy(k3.data, k.data, k.bytes()), std::memcpy(v3.data, v.data, v.bytes());
+      Backend& be = backends[0];
+      const Chunk c{B, 1, pos};
+      if (turned) be.ops.rope(*be.ctx, q3, c, h.H + h.K, h.C, 1e4, false);
+      be.ops.store_kv(*be.ctx, k3, v3, q3, c, h);
+      be.ops.attention(*be.ctx, want, {}, q3, k3, v3, c, h);
+      be.finish();
+      const Tensor at_place = s.ints({static_cast<int32_t>(pos)});
+      const std::string before = bits(qkv);
+      for (const Chunk& chunk : {c, Chunk{B, 1, 0, at_place.as<int32_t>()}}) {
+        run({out, k, v}, [&](const Ops& o, Ctx& ctx) {
+          o.attend_token(ctx, out, qkv, k, v, chunk, h, turned ? 1e4 : 0);
+        });
+        expect_close(out, values(want), tol(h.C + S, 2), "attention");
+        const auto same = [&](const Tensor& a, const Tensor& b, const char* name) {
+          for (int64_t i = 0; i < a.size(); ++i) {
+            if (i / h.C % S > pos) {
+              EXPECT_TRUE(std::isnan(at(a, i))) << name << " behind the position";
+            } else {
+              EXPECT_NEAR(at(a, i), at(b, i), tol(2, 3)) << name << " " << i;
+            }
+          }
+        };
+        same(k, k3, "keys"), same(v, v3, "values");
+        EXPECT_TRUE(bits(qkv) == before) << "qkv was changed";
+      }
+      s.blocks.clear();
+    }
+  }
+  Backend& be = backends[0];
+  EXPECT_THROW(be.ops.attend_token(*be.ctx, blank({1, 2}), normal({1, 6}), blank({1, 1, 4, 2}),
+                                   blank({1, 1, 4, 2}), {1, 1, 4}, {1, 1, 2}, 0),
+               Error)
+      << "the cache is full";
+}
+
+// One entry for a dense layer of one token by weights of bf16.
+TEST_P(TokenTest, FfnTokenIsItsOperations) {
+  if (!backends[0].ops.ffn_token) GTEST_SKIP() << spec << " has no such kernel";
+  const Size shapes[] = {Size{7, 2048}, Size{1, 2056}, Size{300, 2184},
+                         Size{9, 4112}, Size{5, 2052}, Size{3, 16}};
+  for (const auto [F, D] : shapes) {
+    for (const bool half : {true, false}) {
+      for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
+        for (int64_t N : {1, 2}) {
+          SCOPED_TRACE(fmt::format("F {} D {} bf16 {} kind {} N {}", F, D, half, kind, N));
+          if (half && dtype == DType::f64) continue;
+          const double std = 1 / std::sqrt(static_cast<double>(D));
+          const auto weights = [&](bool there, double size) {
+            const Tensor w = there ? normal({F, D}, size) : Tensor{};
+            return w && half ? s.half(w) : w;
+          };
+          const FfnWeights w{.up = weights(true, std),
+                             .up_bias = kind == 1 ? normal({F}) : Tensor{},
+                             .gate_w = weights(kind == 0, std),
+                             .down = weights(true, 0.5)};
+          const Act act = kind == 0 ? Act::silu : Act::gelu_tanh;
+          const Tensor x = normal({N, D}), out = blank({N, D}), want = blank({N, D});
+          const std::string before = bits(out);
+          bool taken = false;
+          const auto token = [&](const Ops& o, Ctx& c) { taken = o.ffn_token(c, out, x, w, act); };
+          run({out}, token);
+          EXPECT_EQ(taken, half && N == 1 && D % 8 == 0 && D >= 2048);
+          if (!taken) {
+            EXPECT_TRUE(bits(out) == before);
+            continue;
+          }
+          const Tensor up = blank({N, F}), gate = kind == 0 ? blank({N, F}) : Tensor{};
+          Backend& be = backends[0];
+          be.ops.gemm(*be.ctx, up, x, false, w.up, true);
+          if (w.up_bias) be.ops.bias_add(*be.ctx, up, w.up_bias);
+          if (gate) be.ops.gemm(*be.ctx, gate, x, false, w.gate_w, true);
+          be.ops.activate(*be.ctx, up, gate ? gate : up, gate ? up : Tensor{}, act);
+          be.ops.gemm(*be.ctx, want, up, false, w.down, false);
+          be.finish();
+          expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
+                       "dense layer");
+          put(x, D / 2, NAN);
+          run({out}, token);
+          for (int64_t d = 0; d < D; ++d) EXPECT_TRUE(std::isnan(at(out, d))) << d;
+          s.blocks.clear();
+        }
+      }
+    }
+  }
+}
+
+LTE_EVERY_BACKEND(TokenTest);
+
+}  // namespace
+}  // namespace lte::testing
