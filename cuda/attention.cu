@@ -223,9 +223,9 @@ void online_attention(Ctx& ctx, Tensor out, Tensor log_sums, Tensor qkv, Tensor 
 
 // Whether the kernels on tensor cores do it: of bf16 all, of floats whole prompts where factors are rounded.
 bool on_cores(bool rounds, const Tensor& t, const HeadShape& s) {
-  LTE_CHECK(t.dtype != DType::bf16 || s.C <= kMostCoreColumns,
+  LTE_CHECK(t.dtype != DType::bf16 || s.C <= kMostKeptColumns,
             "attention of bf16: heads of more than 128 columns");
-  return t.dtype == DType::bf16 || (rounds && t.dtype == DType::f32 && s.C <= kMostCoreColumns);
+  return t.dtype == DType::bf16 || (rounds && t.dtype == DType::f32 && s.C <= kMostKeptColumns);
 }
 
 template <bool kCores>

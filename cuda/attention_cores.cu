@@ -53,7 +53,7 @@ struct CoreSource {
   Tensor qkv, k, v, dout;  // dout: of a backward pass
   Chunk chunk;
   HeadShape s;
-  int64_t kC = s.C <= 64 ? 64 : kMostCoreColumns;
+  int64_t kC = s.C <= 64 ? 64 : kMostKeptColumns;
   int64_t N = chunk.B * chunk.T, heads = chunk.B * s.K;
   int64_t reach = chunk.at ? k.dim[2] : chunk.pos + chunk.T;  // positions that are read
 

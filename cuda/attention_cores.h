@@ -12,7 +12,6 @@ namespace lte {
 // Four warps of a block own 16 kM rows each, of queries or keys, and walk over the others kAttendStep at a time. Of
 // wider heads a warp's registers hold fewer rows.
 constexpr int kAttendWarps = 4, kAttendThreads = kAttendWarps * kWarp, kAttendStep = 64;
-constexpr int64_t kMostCoreColumns = 128;
 template <int kM>
 constexpr int kAttendRows = kAttendWarps * 16 * kM;
 template <int kC>
@@ -245,7 +244,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2)
 }
 
 // As Ops::attention and attention_backward with row sums, or none forward; all tensors but
-// the sums of bf16, or of f32, which is rounded to it. At most kMostCoreColumns columns a head.  (attention_cores.cu)
+// the sums of bf16, or of f32, which is rounded to it. At most kMostKeptColumns columns a head.  (attention_cores.cu)
 void core_attention(Ctx&, Tensor out, Tensor log_sums, Tensor qkv, Tensor k, Tensor v, Chunk,
                     HeadShape);
 void core_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor out, Tensor qkv, Tensor k, Tensor v,

@@ -179,6 +179,10 @@ void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
 
 void patch_tf32(Ops& ops) {
   ops.gemm = gemm<false, true>, ops.gemm_add = gemm<true, true>, ops.linear = linear<true>;
+  // Of what a variant named before set, nothing that does products stays.
+  ops.linear_backward = nullptr, ops.linear_activate = nullptr;
+  ops.linear_activate_backward = nullptr;
+  ops.kept_type = [](Ctx&) { return DType::f32; };
 }
 
 template <class T, class W>

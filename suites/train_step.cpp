@@ -90,7 +90,7 @@ Step make_step(const ModelConfig& c, int batch, int seq, double density, const B
   for (LayerParams& l : first.layer) {
     if (l.router_w) fill_uniform(l.router_w, 1, 3);
   }
-  State state = make_state(first, plan, batch, seq, seq, Keep::all_layers, kept_by(be));
+  State state = make_state(first, plan, batch, seq, seq, Keep::all_layers, kept_by(be, c));
   Gradients grads = make_gradients(first, plan, state);
   TrainSpec spec;
   spec.steps = 1000, spec.batch = batch, spec.seq = seq;

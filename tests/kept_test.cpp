@@ -249,7 +249,8 @@ TEST_P(Kept, Activations) {
 }
 
 TEST_P(Kept, LogitsAndTheirGradients) {
-  for (const Size& z : {Size{1, 1}, Size{3, 7}, Size{17, 8}, Size{9, 301}, Size{3, 2500}}) {
+  for (const Size& z : {Size{1, 1}, Size{3, 7}, Size{17, 8}, Size{9, 301}, Size{3, 2500},
+                        Size{2, 9001}, Size{2, 20003}}) {
     const int64_t N = z.rows, V = z.cols, ld = (V + 7) / 8 * 8;
     SCOPED_TRACE(fmt::format("{} x {}", N, V));
     const Tensor logits = normal({N, V}, 2), teacher = normal({N, V}, 2), loss = blank({N}),

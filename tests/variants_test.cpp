@@ -132,7 +132,7 @@ TEST_P(VariantModel, GradientsOfTheReference) {
   const int64_t B = 3, T = 19;
   const Tensor tokens = s.ints(B * T, 16, rng), targets = s.ints(B * T, 16, rng);
   const auto gradient = [&](Backend be) {
-    State state = make_state(p, plan, B, T, T, Keep::all_layers, kept_by(be));
+    State state = make_state(p, plan, B, T, T, Keep::all_layers, kept_by(be, c));
     Gradients g = make_gradients(p, plan, state);
     const lte::Run run{Gate::hard, Exec::masked};
     const LossTerms terms{.eta = 0.3,
@@ -185,11 +185,17 @@ TEST_P(VariantModel, TrainsAsTheReferenceDoes) {
 }
 
 #ifdef LTE_TEST_BACKEND
+// A head of more columns than are kept as bf16.
+const char* const kWide = "gpt2-nano:dim=136,heads=1,ffn=32,layers=1,max_seq=32";
 #define LTE_VARIANT(name) LTE_TEST_BACKEND "+" name
 const Case kCases[] = {{LTE_VARIANT("fused"), kGpt, 0},
                        {LTE_VARIANT("fused"), kLlama, 4},
                        {LTE_VARIANT("bf16"), kGpt, 4},
                        {LTE_VARIANT("fused+bf16"), kLlama, 0},
+                       {LTE_VARIANT("bf16+fused"), kGpt, 0},
+                       {LTE_VARIANT("bf16+fused"), kGpt, 4},
+                       {LTE_VARIANT("bf16+fused"), kWide, 0},
+                       {LTE_VARIANT("bf16+tf32+fused"), kGpt, 0},
                        {LTE_VARIANT("bf16"), kGpt, 8, TrainExec::gathered},
                        {LTE_VARIANT("fused+bf16"), kLlama, 8, TrainExec::gathered}};
 #undef LTE_VARIANT

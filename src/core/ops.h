@@ -82,6 +82,8 @@ struct PackedRows {
       act;  // x . up + up_bias;  x . gate_w, where there is one;  act(up), or act(gate) * up
 };
 
+constexpr int64_t kMostKeptColumns = 128;  // see Ops::kept_type
+
 struct Ops {
   // Returns when all that was enqueued is done: the host may then read and write tensors. Every
   // other entry may return before its work is done, but takes tokens, targets and numbers at once.
@@ -170,9 +172,9 @@ struct Ops {
   // In which type training keeps what products, attention and activations alone read: f32, or bf16. These then take
   // bf16 in place of f32: `norm` and `add_norm` for out, `norm_backward_add` for dout; gemm, gemm_add (not out), `linear`
   // and `linear_backward` for out, x, dx and dout; `bias_backward_add` for dout; `rope`, `store_kv`, `attention` with
-  // row sums or none, its backward pass, `activate` and its backward pass for all but the sums; `cross_entropy` and
+  // row sums or none, its backward pass, `bias_add` for x, `activate` and its backward pass for all but the sums; `cross_entropy` and
   // `distill_add` for logits and their gradient. Rows of gemm's out and of linear_backward's dout may be longer
-  // than their product's, up to a multiple of 8: by zeros.
+  // than their product's, up to a multiple of 8: by zeros. Heads of bf16 have kMostKeptColumns at most.
   DType (*kept_type)(Ctx&);
 
   // == Feed-forward

@@ -49,12 +49,12 @@ struct State {
 
 // How a backend likes what training keeps: row sums [B,H,T] of attention in place of its probabilities
 // (Ops::keeps_row_sums), and f32, or bf16 (Ops::kept_type) for norm1, qkv, attended, the cache, the last norm, logits
-// [N, V up to a multiple of 8] and, in layers without a router, norm2, up, gate and act. Models of f64 keep f64.
+// [N, V up to a multiple of 8] and, in layers without a router or sparse inputs, norm2, up, gate and act. Models of f64 keep f64.
 struct Kept {
   bool row_sums = false;
   DType type = DType::f32;
 };
-Kept kept_by(const Backend&);
+Kept kept_by(const Backend&, const ModelConfig&);
 
 // Memory for chunks of up to T tokens of B sequences and a cache of S.
 State make_state(const Params&, const Plan&, int64_t B, int64_t T, int64_t S, Keep, Kept = {});

@@ -67,9 +67,10 @@ void each_own(LayerState& l, F&& f) {
 
 }  // namespace
 
-Kept kept_by(const Backend& be) {
+Kept kept_by(const Backend& be, const ModelConfig& c) {
   if (!be.ops.keeps_row_sums(*be.ctx)) return {};
-  return {.row_sums = true, .type = be.ops.kept_type(*be.ctx)};
+  const bool wide = c.head_dim() > kMostKeptColumns;
+  return {.row_sums = true, .type = wide ? DType::f32 : be.ops.kept_type(*be.ctx)};
 }
 
 State make_state(const Params& p, const Plan& plan, int64_t B, int64_t T, int64_t S, Keep keep,

@@ -158,7 +158,7 @@ Stage make_stage(Backend& be, Params& p, const Plan& plan, const TokenSet& set,
   LTE_CHECK(T <= p.cfg.max_seq,
             fmt::format("training: sequences of {} are longer than the model's max_seq {}", T,
                         p.cfg.max_seq));
-  Kept kept = kept_by(be);
+  Kept kept = kept_by(be, p.cfg);
   if (spec.terms.hoyer > 0) kept.type = DType::f32;  // which is summed over numbers of f32
   State state = make_state(p, plan, B, T, T, Keep::all_layers, kept);
   Gradients grads = make_gradients(p, plan, state);

@@ -283,10 +283,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t how, cons
       for (int64_t col = 0; col < static_cast<int64_t>(n); ++col) {
         for (int64_t row = 0; row < static_cast<int64_t>(m); ++row) {
           float x = in[col * ld + row];
-          T* pre = static_cast<T*>(by.aux) + col * by.aux_ld + row;
           if (bias) x += static_cast<float>(static_cast<const T*>(by.bias)[row]);
-          if (gelu) *pre = static_cast<T>(x), x = gelu_of(x);
-          if (slope) x *= gelu_slope(static_cast<float>(*pre));
+          if (gelu || slope) {
+            T& pre = static_cast<T*>(by.aux)[col * by.aux_ld + row];
+            if (gelu) pre = static_cast<T>(x), x = gelu_of(x);
+            if (slope) x *= gelu_slope(static_cast<float>(pre));
+          }
           out[col * to_ld + row] = static_cast<T>(x);
         }
       }
