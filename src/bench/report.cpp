@@ -45,7 +45,7 @@ Facts guide() {
        "method "
        "that the suite `search` names, whose losses are below. Empty: the rate is borrowed from a "
        "method that was searched. The head of suites/search.toml says what else was looked at: for "
-       "one-stage LTE some thirty settings of its form, for each other searched method one."},
+       "one-stage LTE some thirty settings of its form, for six other methods one."},
       {"Active fraction at a permitted perplexity",
        "where a method's curve (loss over active fraction, linear between its points, the dense "
        "model of its protocol at 1) crosses the dense control's perplexity + p %, coming from the "

@@ -6,58 +6,10 @@
 #include <numeric>
 
 #include "core/rng.h"
-#include "methods/aligned.h"
-#include "model/batches.h"
-#include "model/score.h"
+#include "methods/predictor_loss.h"
 
 namespace lte {
 namespace {
-
-// Norms of the outputs of all experts, expert by expert: [N,E] appended.
-void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
-                         const LayerState& s, Contributions& c) {
-  const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
-  c.output.resize(static_cast<size_t>((c.n + N) * c.E));
-  Floats block(be.memory), output(be.memory);
-  Tensor act = view(block, {N, G}), y = view(output, {N, D}), down = shape(DType::f32, {G, D});
-  for (int64_t e = 0; e < c.E; ++e) {
-    for (int64_t n = 0; n < N; ++n) {
-      std::copy_n(s.act.as<float>() + n * F + e * G, G, &block[static_cast<size_t>(n * G)]);
-    }
-    down.data = w.down_w.as<float>() + e * G * D;
-    be.ops.gemm(*be.ctx, y, act, false, down, false);
-    be.finish();
-    for (int64_t n = 0; n < N; ++n) {
-      const float* row = &output[static_cast<size_t>(n * D)];
-      c.output[static_cast<size_t>((c.n + n) * c.E + e)] =
-          std::sqrt(std::inner_product(row, row + D, row, 0.f));
-    }
-  }
-}
-
-void append_measured(Backend& be, const LayerParams& w, const FfnPlan& plan, const LayerState& s,
-                     Contributions& c) {
-  Floats memory(be.memory);
-  const Tensor scores = view(memory, {s.act.rows(), c.E});
-  be.ops.measure(*be.ctx, scores, s.act, plan.weighted ? w.down_w : Tensor{}, plan.measure);
-  be.finish();
-  c.output.insert(c.output.end(), memory.begin(), memory.end());
-}
-
-void append_input(Backend& be, const FfnPlan& plan, const LayerState& s, const LayerState& below,
-                  Contributions& c) {
-  Tensor x = plan.input == RouterInput::residual ? s.mid
-             : plan.input == RouterInput::ahead  ? below.norm2
-                                                 : s.norm2;
-  Floats memory(be.memory);
-  if (plan.input == RouterInput::unit) {
-    const Tensor unit = view(memory, {x.rows(), x.cols()});
-    be.ops.unit_rows(*be.ctx, unit, x);
-    be.finish();
-    x = unit;
-  }
-  c.input.insert(c.input.end(), x.as<float>(), x.as<float>() + x.size());
-}
 
 // A router of one layer and the memory to train it in batches of `rows`.
 struct Trainee {
@@ -117,60 +69,14 @@ struct Trainee {
   }
   Act inner_act() const { return plan.inner == Inner::relu ? Act::relu : Act::tanh; }
 
-  // Targets of the loaded rows from their outputs; nothing may be enqueued.
-  void set_targets(int64_t rows) {
-    const auto size = static_cast<size_t>(rows * E);
-    float* t = target.as<float>();
-    if (spec.loss == PredictorLoss::weighted) {
-      for (size_t i = 0; i < size; ++i) t[i] = t[i] > static_cast<float>(spec.label) ? 1.f : 0.f;
-    } else if (spec.loss == PredictorLoss::logistic) {
-      const float most = std::max(1e-12f, *std::max_element(t, t + size));
-      for (size_t i = 0; i < size; ++i) t[i] /= most;
-    } else if (spec.loss == PredictorLoss::softmax) {
-      for (int64_t r = 0; r < rows; ++r) {
-        float* row = t + r * E;
-        const float sum = std::max(1e-12f, std::accumulate(row, row + E, 0.f));
-        for (int64_t e = 0; e < E; ++e) row[e] /= sum;
-      }
-    }
-  }
+  // Targets of the loaded rows; nothing may be enqueued.
+  void set_targets(int64_t rows) { lte::set_targets(first_rows(target, rows), spec); }
 
-  // Writes dz for the loaded rows; returns the mean loss of those kinds whose merit it is.
+  // Writes dz for the loaded rows.
   double loss(int64_t rows) {
-    const auto size = static_cast<size_t>(rows * E);
     be.finish();
-    const float *t = target.as<float>(), *s = z.as<float>();
-    float* d = dz.as<float>();
-    const float mean =
-        static_cast<float>(std::accumulate(t, t + size, 0.0) / static_cast<double>(size));
-    double sum = 0;
-    std::copy_n(s, size, d);
-    if (spec.loss == PredictorLoss::softmax) {
-      be.ops.softmax(*be.ctx, first_rows(dz, rows));
-      be.finish();
-      for (size_t i = 0; i < size; ++i) {
-        sum -= t[i] * std::log(std::max(1e-30f, d[i]));
-        d[i] = (d[i] - t[i]) / static_cast<float>(rows);
-      }
-      return sum / static_cast<double>(rows);
-    }
-    if (spec.loss != PredictorLoss::square) {
-      const bool weighted = spec.loss == PredictorLoss::weighted;
-      const float scale = 1 / static_cast<float>(size);
-      be.ops.sigmoid(*be.ctx, first_rows(dz, rows));
-      be.finish();
-      for (size_t i = 0; i < size; ++i) {
-        const float weight = weighted ? t[i] + (1 - t[i]) * (mean + 0.005f) : 1;
-        d[i] = weight * (d[i] - t[i]) * scale;
-      }
-      return 0;
-    }
-    for (size_t i = 0; i < size; ++i) {
-      const double off = std::abs(static_cast<double>(s[i])) - t[i];
-      sum += off * off;
-      d[i] = static_cast<float>(2 * off * (s[i] < 0 ? -1 : 1)) / static_cast<float>(size);
-    }
-    return sum / static_cast<double>(size);
+    return predictor_loss(be, first_rows(dz, rows), first_rows(z, rows), first_rows(target, rows),
+                          spec.loss);
   }
 
   // One AdamW step from dz.
@@ -240,34 +146,6 @@ struct Trainee {
 
 }  // namespace
 
-Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens,
-                 Contribution what) {
-  // A dense forward: every gate open, whatever the routers say.
-  Plan open = plan;
-  for (FfnPlan& f : open.layer) {
-    f.rule = Rule::all;
-    if (f.router == RouterKind::gate) f.router = RouterKind::activation;
-    if (f.squash == Squash::kept_softmax) f.squash = Squash::none;
-  }
-  Observed seen{.layer = std::vector<Contributions>(p.layer.size())};
-  seen.tokens = calibrate(in, p, open, tokens, [&](const State& state) {
-    for (size_t i = 0; i < p.layer.size(); ++i) {
-      Contributions& c = seen.layer[i];
-      const FfnPlan& f = plan.layer[i];
-      const LayerState& s = state.layer[i];
-      c.D = s.mid.cols(), c.E = s.act.cols() / f.group;
-      append_input(in.backend, f, s, state.layer[i > 0 ? i - 1 : 0], c);
-      if (what == Contribution::output_norm) {
-        append_output_norms(in.backend, p.layer[i], f, s, c);
-      } else {
-        append_measured(in.backend, p.layer[i], f, s, c);
-      }
-      c.n += s.act.rows();
-    }
-  });
-  return seen;
-}
-
 double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const Contributions& data,
                        const PredictorSpec& spec, uint64_t seed) {
   Rng rng(seed);
@@ -325,15 +203,6 @@ double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const C
   return 6 * macs * static_cast<double>(rows.size()) * static_cast<double>(epochs);
 }
 
-float quantile(std::vector<float> values, double share_above) {
-  const auto keep =
-      static_cast<size_t>(std::clamp(share_above, 0.0, 1.0) * static_cast<double>(values.size()));
-  if (keep >= values.size()) return -1e30f;
-  std::nth_element(values.begin(), values.end() - static_cast<std::ptrdiff_t>(keep) - 1,
-                   values.end());
-  return values[values.size() - keep - 1];
-}
-
 void init_predictors(Params& p, const Plan& plan, uint64_t seed) {
   for (size_t i = 0; i < p.layer.size(); ++i) {
     Rng rng(hash64(seed, 0x9ced, i));
@@ -347,69 +216,6 @@ void init_predictors(Params& p, const Plan& plan, uint64_t seed) {
         plan.layer[i].router == RouterKind::linear || plan.layer[i].router == RouterKind::two_layer,
         "init_predictors: a layer has no router");
   }
-}
-
-namespace {
-
-// Share of the experts that the rule opens with this cut.
-double opened(Backend& be, Floats& scores, int64_t E, Rule rule, double cut) {
-  Floats memory(be.memory);
-  const Tensor gates = view(memory, {static_cast<int64_t>(scores.size()) / E, E});
-  Tensor s = gates;
-  s.data = scores.data();
-  be.ops.gate(*be.ctx, gates, s, rule, cut);
-  be.finish();
-  return static_cast<double>(std::count(memory.begin(), memory.end(), 1.f)) /
-         static_cast<double>(memory.size());
-}
-
-// The cut at which the rule opens the share `active`.
-double find_cut(Backend& be, const std::vector<float>& seen, int64_t E, Rule rule, double active) {
-  if (rule == Rule::threshold) return quantile(seen, active);
-  Floats scores(be.memory, seen.size());
-  std::copy(seen.begin(), seen.end(), scores.begin());
-  double low = 0, high = 1;  // more is opened as cumulative rises, and as relative_max falls
-  for (int i = 0; i < 40; ++i) {
-    const double cut = 0.5 * (low + high);
-    const bool enough = opened(be, scores, E, rule, cut) >= active;
-    (enough == (rule == Rule::cumulative) ? high : low) = cut;
-  }
-  return 0.5 * (low + high);
-}
-
-}  // namespace
-
-int64_t calibrate_cut(const FitInput& in, const Params& p, Plan& plan, double active,
-                      bool by_layer) {
-  const std::vector<Window> windows = test_windows(in.train, std::min(in.seq, p.cfg.max_seq), 32);
-  const auto E = [&](size_t i) { return experts(p.cfg, plan.layer[i]); };
-  int64_t tokens = 0;
-  // A layer's scores follow from the gates below it: a second look, under the first one's cuts.
-  for (int look = 0; look < 2; ++look) {
-    std::vector<std::vector<float>> scores(plan.layer.size());
-    each_window(in.backend, p, plan, in.train, windows, Gate::hard, [&](const State& s) {
-      tokens += s.T;
-      for (size_t i = 0; i < scores.size(); ++i) {
-        const Tensor& t = s.layer[i].scores;
-        scores[i].insert(scores[i].end(), t.as<float>(), t.as<float>() + t.size());
-      }
-    });
-    if (by_layer) {
-      for (size_t i = 0; i < scores.size(); ++i) {
-        FfnPlan& f = plan.layer[i];
-        f.cut = find_cut(in.backend, scores[i], E(i), f.rule, active);
-      }
-      continue;
-    }
-    std::vector<float> all;
-    for (size_t i = 0; i < scores.size(); ++i) {
-      LTE_CHECK(E(i) == E(0), "calibrate_cut: layers have different numbers of experts");
-      all.insert(all.end(), scores[i].begin(), scores[i].end());
-    }
-    const double cut = find_cut(in.backend, all, E(0), plan.layer[0].rule, active);
-    for (FfnPlan& f : plan.layer) f.cut = cut;
-  }
-  return tokens;
 }
 
 }  // namespace lte
