@@ -232,12 +232,12 @@ LoadedRun load_run(const std::string& folder, Memory where) {
                   .plan = plan,
                   .tokenizer = tokenizer_from_json(read_file(folder + "/tokenizer.json")),
                   .info = info_from(j.at("run"))};
-    LTE_CHECK(sha256_hex(to_json(run.tokenizer)) == j.at("tokenizer_sha256") &&
+    LTE_CHECK(j.at("tokenizer_sha256") == sha256_hex(to_json(run.tokenizer)) &&
                   static_cast<int>(run.tokenizer.vocab.size()) == cfg.vocab,
               fmt::format("{}/tokenizer.json: is not the tokenizer that run.json names", folder));
     const std::string weights = folder + "/model.safetensors";
     copy_named(run.params, load_safetensors(weights), weights);
-    LTE_CHECK(weights_sha256(run.params) == j.at("weights_sha256"),
+    LTE_CHECK(j.at("weights_sha256") == weights_sha256(run.params),
               fmt::format("{}: the weights are not those that run.json names", weights));
     return run;
   } catch (const nlohmann::json::exception& e) {
