@@ -76,7 +76,7 @@ gpu:
 
 # The committed records are of CPUs and stay as they are.
 gpu-reproduce:
-	@scripts/gpu.sh "build"
+	@scripts/gpu.sh "program"
 	@why=$$($(BUILD)/lte info | sed -n 's/^backend cuda (not here: \(.*\))$$/\1/p'); \
 	if [ -n "$$why" ]; then echo "gpu-reproduce: no device ($$why): not run"; exit 1; fi
 	@datasets/fetch.sh data

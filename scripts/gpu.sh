@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds with CUDA, runs the tests of the GPU, then the benchmark programs on it with few repetitions, and PyTorch
 # beside them where it is installed. Ends with a short table. Where there is no GPU it builds and says what was not run.
-# usage: gpu.sh ["build tests suites torch"]     environment: BUILD, OUT, JOBS, SUITE
+# usage: gpu.sh ["build tests suites torch"]     environment: BUILD, OUT, JOBS, SUITE     program: builds lte alone
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 parts=" ${1:-build tests suites torch} " build=${BUILD:-build/cuda} jobs=${JOBS:-$(nproc)} failed=0
@@ -38,7 +38,7 @@ table() {
     }' "$1"
 }
 
-if wants build; then
+if wants build || wants program; then
   start=$SECONDS
   mkdir -p build
   # On a machine with a GPU for that one alone.
@@ -52,12 +52,11 @@ if wants build; then
     exit 1
   fi
   targets=(lte)
-  wants tests && targets+=(gpu_tests)
-  for suite in "${suites[@]}"; do wants suites && targets+=("bench_$suite"); done
+  wants program || targets+=(gpu_tests "${suites[@]/#/bench_}")
   cmake --build "$build" -j "$jobs" --target "${targets[@]}" || { say "the build failed"; exit 1; }
   say "built in $((SECONDS - start)) s"
 fi
-[ "$parts" = " build " ] && exit 0
+[ "$parts" = " build " ] || [ "$parts" = " program " ] && exit 0
 [ -x "$build/lte" ] || { say "$build/lte is missing; build first"; exit 1; }
 
 missing=$("$build/lte" info | sed -n 's/^backend cuda (not here: \(.*\))$/\1/p')
