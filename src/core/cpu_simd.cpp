@@ -111,7 +111,7 @@ void sum_rows(Ctx& ctx, Tensor out, Tensor h, Tensor w, bool add) {
   const int64_t N = h.rows(), M = w.rows();
   const simd::Rows rows = simd::rows_of(w);
   const bool few = N <= kFewTokens;
-  const int64_t items = few ? M : rows.plane() / 64, cost = cost_of(rows, N) * M / items;
+  const int64_t items = few ? M : rows.blocks(), cost = cost_of(rows, N) * M / items;
   const int64_t pieces = simd::count_pieces(items, cost, few ? 16 : 64), sums = few ? pieces : 1;
   simd::Shared s(ctx, N, rows, sums);
   if (!few) s.clear(0);

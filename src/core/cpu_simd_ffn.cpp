@@ -43,7 +43,11 @@ void hidden_of(const Layer& f, int64_t j, int64_t rows, const int32_t* list, int
   }
   for (int64_t i = 0; i < n; ++i) {
     const float* gate = f.gates + list[i] * f.E;
-    for (int64_t r = 0; r < rows; ++r) h[i * rows + r] *= gate[(j + r) / f.G];
+    for (int64_t r = 0, e = j / f.G; r < rows; ++e) {
+      for (const int64_t stop = std::min(rows, (e + 1) * f.G - j); r < stop; ++r) {
+        h[i * rows + r] *= gate[e];
+      }
+    }
   }
 }
 
@@ -129,7 +133,7 @@ void many_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
                    if (n > 0) hidden_of(f, b * f.G, f.G, list, n, xs, s.extra + h, work);
                  }
                });
-    const int64_t blocks = f.down.plane() / 64;
+    const int64_t blocks = f.down.blocks();
     for_pieces(ctx, blocks, count_pieces(blocks, size * 256, 32),
                [&](int64_t b, int64_t e, int thread, int64_t) {
                  auto** ys = cpu(ctx).workspace<float*>(thread, T);
