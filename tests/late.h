@@ -223,6 +223,21 @@ inline Backend open_late() {
     Later<&Ops::gemm>::call(ctx, out, x, false, w, tw);
     Later<&Ops::bias_add>::call(ctx, out, bias);
   };
+  b.ops.ffn_token = [](Ctx&, Tensor, Tensor, FfnWeights, Act) { return false; };
+  b.ops.attend_token = [](Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk c,
+                          HeadShape h, double theta) {
+    auto& late = static_cast<Late&>(ctx);
+    late_enqueue(late, [&late, out, qkv, k, v, c, h, theta] {
+      std::string copy = bits(qkv);
+      Tensor own = qkv;
+      own.data = copy.data();
+      const Ops& o = late.cpu.ops;
+      Ctx& x = *late.cpu.ctx;
+      if (theta > 0) o.rope(x, own, c, h.H + h.K, h.C, theta, false);
+      o.store_kv(x, k, v, own, c, h);
+      o.attention(x, out, {}, own, k, v, c, h);
+    });
+  };
   b.ops.linear_activate = [](Ctx&, Tensor, Tensor, Tensor, Tensor, Tensor, Act) { return false; };
   b.ops.linear_activate_backward = [](Ctx&, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Act) {
     return false;

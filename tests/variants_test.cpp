@@ -125,6 +125,7 @@ class VariantModel : public ::testing::TestWithParam<Case> {
 
 // In double, where rounding hides nothing: the gradient that grad_test holds against finite differences.
 TEST_P(VariantModel, GradientsOfTheReference) {
+  if (c.head_dim() > kMostKeptColumns) GTEST_SKIP() << "in double so wide a head fits no block";
   Params p = test_params(c, plan, DType::f64);
   randomise(p, 4);
   Rng rng(8);
