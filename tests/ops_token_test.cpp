@@ -20,7 +20,8 @@ TEST_P(TokenTest, AttendTokenIsThreeOperations) {
                      {1, 600, 256, {3, 3, 4}}, {1, 600, 599, {2, 2, 130}}};
   for (const auto& one : cases) {
     for (const bool turned : {true, false}) {
-      const auto& [B, S, pos, h] = one;
+      const int64_t B = one.B, S = one.S, pos = one.pos;
+      const HeadShape h = one.h;
       SCOPED_TRACE(fmt::format("B {} S {} pos {} H {} K {} C {}", B, S, pos, h.H, h.K, h.C));
       const int64_t width = (h.H + 2 * h.K) * h.C;
       const Tensor qkv = normal({B, width}), q3 = s.blank(dtype, {B, width});
@@ -74,7 +75,8 @@ TEST_P(TokenTest, FfnTokenIsItsOperations) {
   if (!backends[0].ops.ffn_token) GTEST_SKIP() << spec << " has no such kernel";
   const Size shapes[] = {Size{7, 2048}, Size{1, 2056}, Size{300, 2184},
                          Size{9, 4112}, Size{5, 2052}, Size{3, 16}};
-  for (const auto [F, D] : shapes) {
+  for (const Size& shape : shapes) {
+    const int64_t F = shape.rows, D = shape.cols;
     for (const bool half : {true, false}) {
       for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
         for (int64_t N : {1, 2}) {
