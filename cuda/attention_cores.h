@@ -22,7 +22,6 @@ constexpr size_t core_shared(int64_t rows, int columns) {
   return static_cast<size_t>(rows + 4 * kAttendStep) * kCoreStride<kC> * sizeof(bf16) +
          static_cast<size_t>(columns) * kAttendStep * sizeof(float);
 }
-constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
 
 // What the kernels read. Rows of C <= kC numbers begin at multiples of 16 bytes, and C is a multiple of 8.
 struct CoreIn {

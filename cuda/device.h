@@ -97,6 +97,7 @@ __device__ __forceinline__ T from_number(double x) {
   return static_cast<T>(x);
 }
 
+constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)
 // 2^x by one instruction, within 2^-22 of itself; what is below 2^-126 is 0.
 __device__ __forceinline__ float power_of_two(float x) {
 #ifdef LTE_SIMT

@@ -33,14 +33,9 @@ __global__ void __launch_bounds__(256, 4)
 template <bool kAdd>
 __global__ void __launch_bounds__(kSplitThreads, 2)
     split_rows_kernel(float* out, const float* x, const bf16* w, int64_t cols, int64_t inner) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSplitRows, m = first + thread_rank();
-  let_next_begin();
-  const auto at = [&](int r) { return w + (first + r < cols ? first + r : cols - 1) * inner; };
-  SplitRows<bf16> rows;
-  rows.load(at, 0, inner);
-  await_inputs();
-  const float all = rows.total(at, x, inner);
-  if (thread_rank() < kSplitRows && m < cols) out[m] = kAdd ? out[m] + all : all;
+  float all;
+  const int64_t m = split_product(all, x, w, cols, inner);
+  if (m >= 0) out[m] = kAdd ? out[m] + all : all;
 }
 
 // Weights of bf16: x is rounded to bf16 too, products are summed in float on tensor cores.
@@ -198,6 +193,7 @@ struct AddBias {
     store_few(x + i, y);
   }
 };
+
 }  // namespace
 
 void plain_gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add) {

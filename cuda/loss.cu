@@ -40,7 +40,7 @@ __device__ __forceinline__ void each_ahead(const S* z, int V, F use) {
 template <class S, class T>
 __device__ __forceinline__ T exp_below(T x) {
   if constexpr (std::is_same_v<S, bf16>) {
-    return power_of_two(x * 1.4426950408889634f);
+    return power_of_two(x * kLog2E);
   } else {
     return exp_of(x);
   }

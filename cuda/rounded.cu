@@ -143,21 +143,19 @@ void check_types(std::initializer_list<Tensor> kept, std::initializer_list<Tenso
   for (const Tensor& t : weights) LTE_CHECK(t.dtype == DType::f32, "gemm: types do not fit");
 }
 
-// Rows may be longer than their product's, by zeros.
-void check_wide(const Tensor& t, const Tensor& inside) {
-  LTE_CHECK(
-      t.cols() == inside.cols() || (t.dtype == DType::bf16 && t.cols() == padded(inside.cols())),
-      "gemm: shapes do not fit");
+// t without the columns of zeros by which its rows may be longer than the `cols` of their product.
+Tensor inside_of(Tensor t, int64_t cols) {
+  LTE_CHECK(t.cols() == cols || (t.dtype == DType::bf16 && t.cols() == padded(cols)),
+            "gemm: shapes do not fit");
+  t.dim[t.rank - 1] = cols;
+  return t;
 }
 
 template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   if (!rounds(out, b)) return plain_gemm(ctx, out, a, ta, b, tb, kAdd);
-  Tensor inside = out;  // without columns of zeros, which are written as products by padding
-  inside.dim[out.rank - 1] = tb ? b.rows() : b.cols();
-  check_wide(out, inside);
-  Product p = product_of(inside, a, ta, b, tb);
-  p.cols = p.ldc = static_cast<int>(out.cols());
+  Product p = product_of(inside_of(out, tb ? b.rows() : b.cols()), a, ta, b, tb);
+  p.cols = p.ldc = static_cast<int>(out.cols());  // zeros are written as products by padding
   if (p.rows == 0 || p.cols == 0) return;
   check_types({out, a}, {b});
   CudaCtx& c = cuda(ctx);
@@ -173,9 +171,7 @@ void linear_backward(Ctx& ctx, Tensor dx, bool add_dx, Tensor dw, Tensor dout, T
     plain_gemm(ctx, dx, dout, false, w, !tw, add_dx);
     return plain_gemm(ctx, dw, tw ? dout : x, true, tw ? x : dout, false, true);
   }
-  Tensor inside = dout;  // without columns of zeros
-  inside.dim[dout.rank - 1] = tw ? w.rows() : w.cols();
-  check_wide(dout, inside);
+  const Tensor inside = inside_of(dout, tw ? w.rows() : w.cols());
   Product by_x = product_of(dx, inside, false, w, !tw);
   Product by_w =
       tw ? product_of(dw, inside, true, x, false) : product_of(dw, x, true, inside, false);

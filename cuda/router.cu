@@ -39,14 +39,9 @@ __global__ void __launch_bounds__(kRouterWarps* kWarp, 4)
 __global__ void __launch_bounds__(kSplitThreads, 2)
     split_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, const float* x,
                        const bf16* w, const float* b, int64_t D, int64_t E, float cut) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSplitRows, e = first + thread_rank();
-  let_next_begin();
-  const auto at = [&](int r) { return w + (first + r < E ? first + r : E - 1) * D; };
-  SplitRows<bf16> rows;
-  rows.load(at, 0, D);
-  await_inputs();
-  float z = rows.total(at, x, D);
-  if (thread_rank() >= kSplitRows || e >= E) return;
+  float z;
+  const int64_t e = split_product(z, x, w, E, D);
+  if (e < 0) return;
   if (b) z += b[e];
   const float score = 1.0f / (1.0f + exp_of(-z));
   const bool yes = score > cut;

@@ -151,4 +151,19 @@ struct SplitRows {
   }
 };
 
+// product = w[row] . x, and the row, of the thread's own of the block's kSplitRows rows of w[count,D]; -1: it has none.
+// Begins early: the first weights are there before x is.
+__device__ __forceinline__ int64_t split_product(float& product, const float* x,
+                                                 const __nv_bfloat16* w, int64_t count, int64_t D) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSplitRows;
+  let_next_begin();
+  const auto at = [&](int r) { return w + (first + r < count ? first + r : count - 1) * D; };
+  SplitRows<__nv_bfloat16> rows;
+  rows.load(at, 0, D);
+  await_inputs();
+  product = rows.total(at, x, D);
+  const int64_t row = first + thread_rank();
+  return thread_rank() < kSplitRows && row < count ? row : -1;
+}
+
 }  // namespace lte

@@ -125,8 +125,8 @@ extern void (*const kOnednnPatch)(Ops&);
 // Attention that writes whole matrices of probabilities: what other kernels leave to it.
 void plain_attention(Ctx&, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor v, Chunk,
                      HeadShape);
-void plain_attention_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k,
-                              Tensor v, Tensor probs, Chunk, HeadShape);
+void plain_attention_backward(Ctx&, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                              Tensor probs, Chunk, HeadShape);
 void patch_fused(Ops&);  // cpu_fused.cpp
 // Few tokens and gathered experts at the memory's speed, weights of floats or bf16; null where the
 // build has no Highway (cpu_simd.cpp, or cpu_simd_none.cpp).

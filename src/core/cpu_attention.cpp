@@ -141,8 +141,8 @@ void plain_attention(Ctx& c, Tensor out, Tensor probs, Tensor qkv, Tensor k, Ten
                      HeadShape s) {
   attention(c, out, probs, qkv, k, v, chunk, s);
 }
-void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k,
-                              Tensor v, Tensor probs, Chunk chunk, HeadShape s) {
+void plain_attention_backward(Ctx& c, Tensor dqkv, Tensor dout, Tensor qkv, Tensor k, Tensor v,
+                              Tensor probs, Chunk chunk, HeadShape s) {
   attention_backward(c, dqkv, dout, {}, qkv, k, v, probs, chunk, s);
 }
 

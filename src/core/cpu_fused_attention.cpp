@@ -193,8 +193,7 @@ void backward_block(const Head<T>& h, int64_t t, int64_t rows, const T* q, int64
 
 void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k, Tensor v,
                         Tensor probs, Chunk chunk, HeadShape s) {
-  if (probs.rank == 4)
-    return plain_attention_backward(ctx, dqkv, dout, {}, qkv, k, v, probs, chunk, s);
+  if (probs.rank == 4) return plain_attention_backward(ctx, dqkv, dout, qkv, k, v, probs, chunk, s);
   LTE_CHECK(chunk.pos == 0, "attention_backward: wants a whole prompt");
   const int64_t S = k.dim[2], T_ = chunk.T, width = qkv.cols(), group = s.H / s.K, C = s.C;
   with_type(dqkv, [&]<class T>() {

@@ -126,8 +126,9 @@ void masked_ffn(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run,
   linear(be, s.delta, routed ? s.hidden : s.act, w.down_w, w.down_b, false);
 }
 
+// Writes s.delta, but for the last bias, where it does not go through s.act of all neurons; false: s.act is there.
 // The layer's own activations choose: what has to be computed to choose is computed in full.
-void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+bool self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                      Run run, LayerState& s) {
   const Ops& op = be.ops;
   const bool by_gate = plan.router == RouterKind::gate;
@@ -142,14 +143,13 @@ void self_routed_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, co
   if (run.exec == Exec::gathered) {
     op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, s.act,
                     by_gate ? w.up_w : Tensor{}, {}, {}, w.down_w, c.act);
-    if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
-    return;
+    return true;
   }
   if (by_gate) {
     linear(be, s.up, s.norm2, w.up_w, w.up_b);
     op.activate(*be.ctx, s.act, s.gate, s.up, c.act);
   }
-  masked_ffn(be, w, plan, run, s);
+  return false;
 }
 
 }  // namespace
@@ -167,31 +167,36 @@ bool can_train_gathered(const Backend& be, const Plan& plan, Gate gate, const Lo
 
 namespace {
 
+// As self_routed_ffn, of any layer.
+bool skipping_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
+                  Run run, LayerState& s, bool looked_ahead) {
+  const Ops& op = be.ops;
+  if (plan.router == RouterKind::activation || plan.router == RouterKind::gate)
+    return self_routed_ffn(be, c, w, plan, run, s);
+  const bool routed = plan.router != RouterKind::none;
+  if (routed) route_layer(be, w, plan, run, looked_ahead, s);
+  if (routed && run.exec == Exec::gathered) {
+    op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
+                    w.gate_w, w.down_w, c.act);
+    return true;
+  }
+  if (run.exec == Exec::trained && trains_gathered(plan)) {
+    op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w), c.act);
+    return true;
+  }
+  if (!routed && !s.probs && plan.in_cut < 0 && op.ffn_token &&
+      op.ffn_token(*be.ctx, s.delta, s.norm2, ffn_weights(w), c.act)) {
+    return true;
+  }
+  dense_act(be, c, w, plan, run, s);
+  return false;
+}
+
 // s.delta of s.norm2.
 void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                  Run run, LayerState& s, bool looked_ahead) {
-  const Ops& op = be.ops;
-  const bool routed = plan.router != RouterKind::none;
-  if (plan.router == RouterKind::activation || plan.router == RouterKind::gate) {
-    self_routed_ffn(be, c, w, plan, run, s);
-  } else {
-    if (routed) route_layer(be, w, plan, run, looked_ahead, s);
-    if (routed && run.exec == Exec::gathered) {
-      op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
-                      w.gate_w, w.down_w, c.act);
-      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
-    } else if (run.exec == Exec::trained && trains_gathered(plan)) {
-      op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w),
-                   c.act);
-      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
-    } else if (!routed && !s.probs && plan.in_cut < 0 && op.ffn_token &&
-               op.ffn_token(*be.ctx, s.delta, s.norm2, ffn_weights(w), c.act)) {
-      if (w.down_b) op.bias_add(*be.ctx, s.delta, w.down_b);
-    } else {
-      dense_act(be, c, w, plan, run, s);
-      masked_ffn(be, w, plan, run, s);
-    }
-  }
+  if (!skipping_ffn(be, c, w, plan, run, s, looked_ahead)) return masked_ffn(be, w, plan, run, s);
+  if (w.down_b) be.ops.bias_add(*be.ctx, s.delta, w.down_b);
 }
 
 }  // namespace
