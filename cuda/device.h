@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace lte {
 
@@ -87,14 +88,14 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// What sums are taken in, rounded to how it is kept.
-template <class T>
-__device__ __forceinline__ T from_number(float x) {
-  return from_float<T>(x);
-}
-template <class T>
-__device__ __forceinline__ T from_number(double x) {
-  return static_cast<T>(x);
+// A number in the type that sums are taken in, or another, as one of type S.
+template <class S, class X>
+__device__ __forceinline__ S rounded(X x) {
+  if constexpr (std::is_same_v<S, X>) {
+    return x;
+  } else {
+    return from_float<S>(to_float(x));
+  }
 }
 
 constexpr float kLog2E = 1.4426950408889634f;  // exp(x) = 2^(x kLog2E)

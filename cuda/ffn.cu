@@ -16,7 +16,7 @@ struct Activate {
     if (up) by = load_few<kFew>(up + i);
     for (int j = 0; j < kFew; ++j) {
       const T value = act_value<T>(kind, to_float(y.at[j]));
-      y.at[j] = from_number<S>(up ? value * to_float(by.at[j]) : value);
+      y.at[j] = rounded<S>(up ? value * to_float(by.at[j]) : value);
     }
     store_few(out + i, y);
   }
@@ -41,8 +41,8 @@ struct ActivateBackward {
     for (int j = 0; j < kFew; ++j) {
       const T in = to_float(x.at[j]);
       T slope = to_float(g.at[j]);
-      if (up) d.at[j] = from_number<S>(slope * act_value(kind, in)), slope *= to_float(by.at[j]);
-      g.at[j] = from_number<S>(slope * act_slope(kind, in));
+      if (up) d.at[j] = rounded<S>(slope * act_value(kind, in)), slope *= to_float(by.at[j]);
+      g.at[j] = rounded<S>(slope * act_slope(kind, in));
     }
     if (up) store_few(dup + i, d);
     store_few(dpre + i, g);

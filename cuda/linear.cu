@@ -189,7 +189,7 @@ struct AddBias {
   __device__ void operator()(int64_t i) const {
     Few<kFew, T> y = load_few<kFew>(x + i);
     const Few<kFew, W> by = load_few<kFew>(b + column_of(i, cols));
-    for (int j = 0; j < kFew; ++j) y.at[j] = from_number<T>(to_float(y.at[j]) + to_float(by.at[j]));
+    for (int j = 0; j < kFew; ++j) y.at[j] = rounded<T>(to_float(y.at[j]) + to_float(by.at[j]));
     store_few(x + i, y);
   }
 };

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(1024, 1)
     if (target < 0) {  // all threads of the block
       if (threadIdx.x == 0) loss[n] = 0;
       for (int v = static_cast<int>(threadIdx.x); d && v < ld; v += static_cast<int>(blockDim.x))
-        d[v] = from_number<S>(T(0));
+        d[v] = rounded<S>(T(0));
       continue;
     }
     const SoftmaxOf<T> s = softmax_of<T>(z, V);
@@ -91,19 +91,17 @@ __global__ void __launch_bounds__(1024, 1)
       constexpr int kHere = sizeof(x) / sizeof(T);
       Few<kHere, S> few;
 #pragma unroll
-      for (int j = 0; j < kHere; ++j)
-        few.at[j] = from_number<S>(exp_below<S>(x[j] - s.top) * factor);
+      for (int j = 0; j < kHere; ++j) few.at[j] = rounded<S>(exp_below<S>(x[j] - s.top) * factor);
       if (v <= target && target < v + kHere) {
 #pragma unroll
         for (int j = 0; j < kHere; ++j) {
-          if (v + j == target)
-            few.at[j] = from_number<S>(exp_below<S>(x[j] - s.top) * factor - scale);
+          if (v + j == target) few.at[j] = rounded<S>(exp_below<S>(x[j] - s.top) * factor - scale);
         }
       }
       store_few(d + v, few);
     });
     for (int v = V + static_cast<int>(threadIdx.x); v < ld; v += static_cast<int>(blockDim.x))
-      d[v] = from_number<S>(T(0));
+      d[v] = rounded<S>(T(0));
   }
 }
 
@@ -139,7 +137,7 @@ __global__ void distill_kernel(S* dlogits, const S* logits, const T* teacher,
   S* d = dlogits + int64_t{blockIdx.x} * ld;
   for (int v = static_cast<int>(threadIdx.x); v < V; v += static_cast<int>(blockDim.x)) {
     const T more = w * (exp_of(T(to_float(z[v])) - p.top) / p.sum - exp_of(y[v] - q.top) / q.sum);
-    d[v] = from_number<S>(to_float(d[v]) + more);
+    d[v] = rounded<S>(to_float(d[v]) + more);
   }
 }
 

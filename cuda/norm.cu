@@ -85,7 +85,7 @@ __global__ void norm_kernel(Norm<T, W, O> f) {
     Few<kFew, O> y;
     for (int j = 0; j < kFew; ++j) {
       const T z = (v.at[j] - mean) * rstd * to_float(w.at[j]);
-      y.at[j] = from_number<O>(f.b ? z + to_float(b.at[j]) : z);
+      y.at[j] = rounded<O>(f.b ? z + to_float(b.at[j]) : z);
     }
     store_few(f.out + row + d, y);
   };

@@ -102,15 +102,6 @@ __device__ __forceinline__ void add_product(T (&sum)[kM][kN][4], const T* a, int
   }
 }
 
-template <class S, class X>
-__device__ __forceinline__ S rounded(X x) {
-  if constexpr (std::is_same_v<S, X>) {
-    return x;
-  } else {
-    return from_float<S>(to_float(x));
-  }
-}
-
 // to[r, 0 .. kWidth) = from(r)[0 .. kWidth) for r < rows, rounded to S; 0 where from(r) is null and from
 // column `cols` on. `wide`: rows begin at multiples of 16 bytes and `cols` is one of whole packs; then copies
 // without rounding are asynchronous, and count to the thread's open group.
