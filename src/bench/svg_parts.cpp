@@ -229,7 +229,7 @@ std::string shorten(const std::string& name) {
 std::string begin_plot(std::string_view title, const std::vector<std::string>& names) {
   size_t longest = 0;
   for (const std::string& name : names) longest = std::max(longest, length(shorten(name)));
-  const double legend = longest == 0 ? 16 : 48 + 6.8 * static_cast<double>(longest);
+  const double legend = longest == 0 ? 16 : 48 + 7.6 * static_cast<double>(longest);
   const double width = std::max(kLegendX + legend, 32 + 8.4 * static_cast<double>(length(title)));
   const double height = std::max(kBox.y + kBox.height + 58,
                                  kLegendY + kLegendLine * static_cast<double>(names.size()));
