@@ -1,10 +1,15 @@
-// The harness's floor: what a row reads when there is next to nothing to do. Rows near these say
-// more about the clock and the threads than about their subject.
+// The harness's floor: what a row reads when there is next to nothing to do, and what reading alone costs
+// where it jumps. Rows near these say more about the clock, the threads and the memory than about their subject.
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <thread>
 
+#include "bench/ceilings.h"
 #include "core/digest.h"
+#include "core/rng.h"
 #include "models.h"
 
 namespace lte {
@@ -68,6 +73,72 @@ Work wake(Session& s, bool asleep) {
   return w;
 }
 
+// Numbers in blocks, each read front to back, as one matrix of an expert is (32 rows of bf16 of LLaMA-2 7B: 256
+// KiB), the blocks in any order. Beside it the same loop reads them in order: the ratio is what jumps leave of the
+// machine's rate, whoever reads.
+struct Blocks {
+  ThreadPool pool;
+  StreamBlock memory;
+  int64_t length, count;  // numbers of a block, blocks
+  std::vector<int64_t> shuffled, sorted;
+  std::vector<uint64_t> sums;  // of every thread
+
+  Blocks(int threads, int64_t bytes, int64_t block_bytes)
+      : pool(threads),
+        memory(bytes),
+        length(block_bytes / static_cast<int64_t>(sizeof(uint64_t))),
+        count(bytes / block_bytes),
+        sorted(static_cast<size_t>(count)),
+        sums(static_cast<size_t>(pool.size())) {
+    std::iota(sorted.begin(), sorted.end(), 0);
+    shuffled = sorted;
+    Rng rng(1);
+    shuffle(shuffled, rng);
+  }
+  const uint64_t* at(int64_t i) const { return memory.numbers.data() + i * length; }
+  // The sum of the block at p, while the one at `next` is asked for ahead: one line of every 256 bytes, which
+  // is enough for the processor to bring the others.
+  uint64_t sum(const uint64_t* p, const uint64_t* next) const {
+    constexpr int64_t kLanes = 32, kAhead = 4096;
+    uint64_t sum[kLanes] = {};
+    for (int64_t i = 0; i < length; i += kLanes) {
+      const int64_t to = i + kAhead;
+      __builtin_prefetch(to < length ? p + to : next + (to - length), 0, 2);
+      for (int64_t k = 0; k < kLanes; ++k) sum[k] += p[i + k];
+    }
+    return std::accumulate(sum, sum + kLanes, uint64_t{0});
+  }
+  void read(const std::vector<int64_t>& order) {
+    const int64_t threads = pool.size();
+    pool.run(threads, [&](int64_t t, int) {
+      uint64_t all = 0;
+      for (int64_t i = count * t / threads, end = count * (t + 1) / threads; i < end; ++i) {
+        const uint64_t* here = at(order[static_cast<size_t>(i)]);
+        all += sum(here, i + 1 < end ? at(order[static_cast<size_t>(i + 1)]) : here);
+      }
+      sums[static_cast<size_t>(t)] = all;
+    });
+  }
+  uint64_t total() const { return std::accumulate(sums.begin(), sums.end(), uint64_t{0}); }
+};
+Work jumps(Session& s, int64_t block_bytes) {
+  if (s.options.device) throw Skip{"reads by the host's threads"};
+  const int64_t bytes = int64_t{s.options.smoke ? 4 : 256} << 20;
+  auto b = std::make_shared<Blocks>(s.options.threads, bytes, block_bytes);
+  Work w;
+  w.call = [b] { b->read(b->shuffled); };
+  w.beside = [b] { b->read(b->sorted); };
+  w.beside_counter = "x_in_order";
+  w.output = [b] { return b->total(); };
+  w.check = [b] {  // each number is 1
+    return exactly(static_cast<float>(b->total()), static_cast<float>(b->length * b->count));
+  };
+  w.look = [bytes] {
+    return Seen{.traffic = {.bytes = static_cast<double>(bytes), .flops = 0, .weights = {}}};
+  };
+  return w;
+}
+
 // One token through one layer of eight numbers: what forward costs before it computes.
 Work empty_forward(Session& s) {
   ModelConfig c = parse_model("gpt2-nano:layers=1,dim=8,heads=1,ffn=8,max_seq=8");
@@ -91,11 +162,16 @@ Work empty_forward(Session& s) {
 const bool kInference = false;
 
 std::vector<Case> cases(const Options&) {
-  return {{"null/call", nothing},
-          {"null/add/elements:1", one_element},
-          {"null/pool/awake", [](Session& s) { return wake(s, false); }},
-          {"null/pool/asleep", [](Session& s) { return wake(s, true); }},
-          {"null/forward/layers:1/dim:8", empty_forward}};
+  std::vector<Case> all = {{"null/call", nothing},
+                           {"null/add/elements:1", one_element},
+                           {"null/pool/awake", [](Session& s) { return wake(s, false); }},
+                           {"null/pool/asleep", [](Session& s) { return wake(s, true); }},
+                           {"null/forward/layers:1/dim:8", empty_forward}};
+  for (const int64_t kib : {64, 256, 1024}) {
+    all.push_back({fmt::format("null/read/jumps/block_kib:{}", kib),
+                   [kib](Session& s) { return jumps(s, kib << 10); }});
+  }
+  return all;
 }
 
 }  // namespace lte
