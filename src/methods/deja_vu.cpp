@@ -26,6 +26,9 @@ constexpr KnobRow kKnobs[] = {
      "a neuron counts as active above this magnitude, a block above this sum of magnitudes; auto: "
      "0 for "
      "single neurons of ReLU (paper), else what the share `active` of all exceeds"},
+    {"label_share", "1",
+     "below 1: that part of `active` exceeds it, also of ReLU; the predictor then ranks by what "
+     "is large, not by what is computed"},
     {"look_ahead", "0", "1: predictors read the FFN input of the layer below, to hide their time"},
     {"calibration", "131072",
      "training tokens that predictors are fitted on; the paper uses 400,000"},
@@ -36,28 +39,32 @@ constexpr const char* kSelections[] = {"top_k", "threshold"};
 
 constexpr double kAuto = -1;
 
-double label_of(const FitInput& in, double label, const Contributions& c, double active) {
-  if (label != kAuto) return label;
+// What a neuron counts as active above: `value`, or (kAuto) what the share `part * active` of all exceeds.
+struct Label {
+  double value, active, part;
+};
+double label_of(const FitInput& in, const Label& l, const Contributions& c) {
+  if (l.value != kAuto) return l.value;
   const bool zeros =
       in.dense.cfg.act == Act::relu && !in.dense.cfg.gated && c.E == in.dense.cfg.ffn;
-  return zeros ? 0 : quantile(c.output, active);
+  return zeros && l.part == 1 ? 0 : quantile(c.output, l.part * l.active);
 }
 
-// `label` may be kAuto. Returns every layer's.
+// Returns every layer's label.
 std::vector<double> train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec,
-                                     int64_t tokens, double label, double active) {
+                                     int64_t tokens, const Label& label) {
   const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
   f.calibration_tokens += seen.tokens;
   init_predictors(f.params, f.plan, in.seed);
   std::vector<double> labels;
   for (size_t i = 0; i < seen.layer.size(); ++i) {
-    spec.label = label_of(in, label, seen.layer[i], active);
+    spec.label = label_of(in, label, seen.layer[i]);
     labels.push_back(spec.label);
     f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
                                      spec, hash64(in.seed, 0xdeb, i));
   }
   if (f.plan.layer[0].rule == Rule::threshold) {
-    f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, true);
+    f.calibration_tokens += calibrate_cut(in, f.params, f.plan, label.active, true);
   }
   return labels;
 }
@@ -72,7 +79,9 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
   const bool ahead = get_whole(k, "look_ahead", 0, 1) == 1;
   const auto rank = static_cast<int>(get_whole(k, "rank", 1, 1 << 16));
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
-  const double label = k.at("label") == "auto" ? kAuto : get_number(k, "label", 0, 1e9);
+  const Label label{.value = k.at("label") == "auto" ? kAuto : get_number(k, "label", 0, 1e9),
+                    .active = active,
+                    .part = get_number(k, "label_share", 0.001, 1)};
   const PredictorSpec spec{.loss = PredictorLoss::weighted,
                            .lr = get_number(k, "router_lr", 0, 10),
                            .decay = 0.01,
@@ -96,7 +105,7 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
   f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
-  const std::vector<double> labels = train_predictors(tuned, f, spec, tokens, label, active);
+  const std::vector<double> labels = train_predictors(tuned, f, spec, tokens, label);
   TrainSpec after = training(in, k, steps - before);
   after.first += static_cast<uint64_t>(before);
   run_stage(in, f, after, "train");
