@@ -32,6 +32,9 @@ constexpr KnobRow kKnobs[] = {
     {"sep_eps", "0.01", "epsilon of the separability loss"},
     {"warm_tokens", "16384", "training tokens that routers are warm-started on; 0: random routers"},
     {"warm_steps", "200", "steps of the warm start's logistic regression"},
+    {"label_share", "1",
+     "part of the wanted fraction that the warm start's labels name: below 1 it ranks by the "
+     "largest"},
     {"router_std", "0.02", "standard deviation of router weights without a warm start"},
     {"router_input", "normed", "what routers read: normed (the FFN's input) or residual"},
     {"adapt", "0",
@@ -85,7 +88,9 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const bool calibrates = get_whole(k, "calibrate", 0, 1) == 1;
   if (warm > 0) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
-    f.train_flops += fit_routers(f.params, plan, seen.layer, start, warm_steps, 0.01, in.seed);
+    const double labelled = start * get_number(k, "label_share", 0.001, 1);
+    f.train_flops +=
+        fit_routers(f.params, plan, seen.layer, labelled, start, warm_steps, 0.01, in.seed);
     f.calibration_tokens = seen.tokens;
   }
   add_histogram(in, f, Gate::hard, "before");

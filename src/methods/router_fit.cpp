@@ -38,9 +38,9 @@ struct Adam {
   }
 };
 
-void fit_one(const Contributions& c, double active, int steps, double lr, Rng& rng, float* w,
-             float* b) {
-  const float limit = quantile(c.output, active);
+void fit_one(const Contributions& c, double labelled, double active, int steps, double lr, Rng& rng,
+             float* w, float* b) {
+  const float limit = quantile(c.output, labelled);
   const auto weights = static_cast<size_t>(c.E * c.D), biases = static_cast<size_t>(c.E);
   Adam adam_w(weights), adam_b(biases);
   std::fill(w, w + weights, 0.f), std::fill(b, b + biases, 0.f);
@@ -71,13 +71,13 @@ void fit_one(const Contributions& c, double active, int steps, double lr, Rng& r
 
 }  // namespace
 
-double fit_routers(Params& p, const Plan& plan, std::span<const Contributions> seen, double active,
-                   int steps, double lr, uint64_t seed) {
+double fit_routers(Params& p, const Plan& plan, std::span<const Contributions> seen,
+                   double labelled, double active, int steps, double lr, uint64_t seed) {
   double flops = 0;
   for (size_t i = 0; i < seen.size(); ++i) {
     LTE_CHECK(plan.layer[i].router_bias, "fit_routers: wants routers with a bias");
     Rng rng(hash64(seed, 0xf17, i));
-    fit_one(seen[i], active, steps, lr, rng, p.layer[i].router_w.as<float>(),
+    fit_one(seen[i], labelled, active, steps, lr, rng, p.layer[i].router_w.as<float>(),
             p.layer[i].router_b.as<float>());
     flops += 6.0 * kBatch * steps * static_cast<double>(seen[i].D * seen[i].E);
   }
