@@ -150,7 +150,7 @@ TEST_F(Folder, HandMadePlansSurvive) {
   Params p = make_params(c, plan);
   randomise(p, 3);
   RunInfo info;
-  info.dataset = "text:\"/\\x", info.seed = ~uint64_t{0};
+  info.dataset = "text:\"/\\x", info.seed = ~uint64_t{0}, info.seq = 32;
   info.predictors = {{1.0 / 3, 0.5, 1e-9}};
   save_run(at("h"), p, plan, data.tokenizer, info);
   const LoadedRun back = load_run(at("h"));
@@ -287,6 +287,26 @@ TEST_F(Folder, DamagedRunJsonIsOneLine) {
   EXPECT_FALSE(is_run(at("l")));
   EXPECT_NE(load_error("l").find("not a finished run"), std::string::npos);
   EXPECT_NE(load_error("nowhere").find("not a finished run"), std::string::npos);
+}
+
+// The window length is what loops and buffers are made by.
+TEST_F(Folder, WindowLengthFitsTheModel) {
+  const LoadedRun dense = base("b");
+  const std::string path = at("b/run.json"), whole = read_file(path);
+  const std::string key = "\"seq\": ", said = key + std::to_string(dense.info.seq);
+  ASSERT_NE(whole.find(said), std::string::npos);
+  const auto with = [&](const std::string& value) {
+    std::string text = whole;
+    write_file(path, text.replace(text.find(said), said.size(), key + value));
+    return load_error("b");
+  };
+  for (const char* good : {"1", "32"}) EXPECT_EQ(with(good), "no error") << good;
+  for (const char* bad :
+       {"0", "-5", "33", "4294967297", "18446744073709551615", "1e30", "16.5", "null"}) {
+    const std::string e = with(bad);
+    EXPECT_NE(e.find(path), std::string::npos) << bad << ": " << e;
+    EXPECT_NE(e.find("run.seq"), std::string::npos) << bad << ": " << e;
+  }
 }
 
 // ---- interruption
