@@ -245,6 +245,18 @@ TEST_F(Folder, TokenizerOfAnotherVocabularyIsNoticed) {
   }
 }
 
+TEST_F(Folder, ExpertsOfTopKAreThoseThatThereAre) {
+  fitted(base("b"), "moefication", "m");
+  const std::string path = at("m/run.json"), whole = read_file(path);
+  const std::string said = "\"cut\": 1.0";  // of 4 experts
+  ASSERT_NE(whole.find(said), std::string::npos);
+  for (const char* bad : {"0", "-5", "1e30", "1.5", "5"}) {
+    std::string text = whole;
+    write_file(path, text.replace(text.find(said), said.size(), std::string("\"cut\": ") + bad));
+    EXPECT_NE(load_error("m").find("top_k wants a whole number"), std::string::npos) << bad;
+  }
+}
+
 TEST_F(Folder, DamagedRunJsonIsOneLine) {
   fitted(base("b"), "lte", "l");
   const std::string path = at("l/run.json"), whole = read_file(path);
