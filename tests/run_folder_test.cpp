@@ -190,6 +190,12 @@ TEST_F(Folder, LabelsGiveTheRecordedFigures) {
     }
   }
   EXPECT_NE(error_of([&] { save_labels(at("none"), be, dense, data); }), "no error");
+  for (size_t entries : {size_t{1}, size_t{3}}) {  // of a model of two layers
+    LoadedRun damaged = load_run(at("d2dmoe"));
+    damaged.info.predictors.resize(entries);
+    const std::string e = error_of([&] { save_labels(at("none"), be, damaged, data); });
+    EXPECT_NE(e.find("run.predictors has"), std::string::npos) << e;
+  }
 }
 
 TEST_F(Folder, TruncatedWeightsAreOneLine) {
