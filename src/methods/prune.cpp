@@ -121,6 +121,8 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
             .score = get_choice(k, "score", kScores),
             .global = false,
             .calibration = get_whole(k, "calibration", 1, 1 << 24)};
+  LTE_CHECK(compensate != "1" || p.score != "mask",
+            "knob compensate=1: not with score=mask, which trains the model while it looks");
   p.global = allocation == "global" || (allocation == "auto" && p.score == "flap");
   const double active = get_active(k), F = in.dense.cfg.ffn;
   const auto kept = static_cast<size_t>(std::round(active * F));
@@ -161,8 +163,6 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
   } else {
     p.uniform(kept, known);
   }
-  LTE_CHECK(compensate != "1" || p.score != "mask",
-            "knob compensate=1: not with score=mask, which trains the model while it looks");
   const bool bias = compensate == "1" || (compensate == "auto" && p.score == "flap");
   for (FfnPlan& l : p.plan.layer) l.down_bias = bias;
   f.plan = p.plan, f.params = apply_order(p.score == "mask" ? trained : in.dense, p.plan);
