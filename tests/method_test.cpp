@@ -409,6 +409,27 @@ TEST(LteOneStage, WarmRoutersOpenTheShareThatSteeringStartsAt) {
   EXPECT_NEAR(o.active, 0.5, 0.08) << "calibrated on training text, looked at on other text";
 }
 
+// No step would be distilled: not silently an ordinary run.
+TEST(Distill, WantsAStepThatIsDistilled) {
+  Fitting q;
+  const auto said = [&](const char* method, Knobs more) {
+    Knobs k = small_knobs(find_method(method));
+    k["distill"] = "0.5";
+    for (const auto& [name, value] : more) k[name] = value;
+    return error_of([&] { q.run(method, k); });
+  };
+  for (const char* method : {"d2dmoe", "deja-vu"}) {
+    EXPECT_NE(said(method, {{"before", "1"}}).find("knob distill: no step"), std::string::npos)
+        << method;
+    EXPECT_EQ(said(method, {{"before", "0.5"}}), "no error") << method;
+  }
+  for (const char* method : {"dense", "teal", "prune"}) {
+    EXPECT_NE(said(method, {{"steps", "0"}}).find("knob distill: no step"), std::string::npos)
+        << method;
+    EXPECT_EQ(said(method, {}), "no error") << method;
+  }
+}
+
 TEST(Budget, TokensAreThoseThatWereTrainedOn) {
   Fitting q;
   q.train_set.tokens.resize(9);  // sequences of 16 do not exist: the trainer takes 8

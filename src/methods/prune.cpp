@@ -27,11 +27,12 @@ constexpr KnobRow kKnobs[] = {
      "published"},
     {"calibration", "16384", "training tokens that scores look at"},
     {"mask_steps", "400",
-     "steps, out of `steps` if there are any, in which mask and model are trained together; logits "
-     "begin "
-     "at 2 (Sheared LLaMA: 5), the wanted sparsity is reached after half of them (theirs: a "
-     "fifth)"},
-    {"mask_lr", "0.1", "learning rate of the mask and its multipliers; Sheared LLaMA: 1"},
+     "steps, out of `steps` if there are any, in which mask and model are trained together, not "
+     "distilled; logits begin at 2 (Sheared LLaMA: 5) without jitter (ours), the wanted sparsity "
+     "is reached after half of them (theirs: a fifth)"},
+    {"mask_lr", "0.1",
+     "learning rate of the mask and of its multipliers, which take plain ascent (ours); Sheared "
+     "LLaMA: 1"},
 };
 
 constexpr const char* kScores[] = {"magnitude", "wanda", "flap", "taylor", "mask", "random"};
