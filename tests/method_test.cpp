@@ -118,7 +118,7 @@ TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
     EXPECT_NE(e, "no error");
   };
   says("no_such_knob", "1");
-  says("active", "1.5");
+  for (const char* bad : {"1.5", "0", "-1"}) says("active", bad);
   says("active", "nan");
   says("steps", "-1");
   says("steps", "1.5");
@@ -235,6 +235,14 @@ TEST(GatedOnly, IsSaidInOneLine) {
     EXPECT_NE(e.find(m->name), std::string::npos) << e;
     EXPECT_NE(e.find("wants a gated FFN"), std::string::npos) << e;
   }
+}
+
+TEST(Active, IsAboveNothing) {
+  for (const char* bad : {"0", "-1", "1.01", "nan", "x", ""}) {
+    const std::string e = error_of([&] { get_active({{"active", bad}}); });
+    EXPECT_EQ(e, fmt::format("knob active={}: wants a number above 0, at most 1", bad));
+  }
+  for (const char* good : {"1e-9", "1"}) EXPECT_GT(get_active({{"active", good}}), 0);
 }
 
 TEST(Dense, NoStepsIsTheModelAsItIs) {
