@@ -24,7 +24,7 @@ constexpr KnobRow kKnobs[] = {
     {"rank", "16", "hidden units of the predictor; the paper uses 1000 of 12288"},
     {"label", "auto",
      "a neuron counts as active above this magnitude, a block above this sum of magnitudes; auto: "
-     "0 for "
+     "in an ungated FFN 0 for "
      "single neurons of ReLU (paper), else what the share `active` of all exceeds"},
     {"look_ahead", "0", "1: predictors read the FFN input of the layer below, to hide their time"},
     {"calibration", "131072",

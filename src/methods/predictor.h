@@ -61,7 +61,8 @@ Prediction judge_predictor(Backend&, const LayerParams&, const FfnPlan&, const C
 std::vector<float> predict(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
                            int64_t first, int64_t rows);
 
-// What predictors are judged on: 16,384 training tokens that no predictor was fitted on.
+// What predictors are judged on: 16,384 tokens of the training text, in windows drawn by another seed than
+// those that predictors are fitted on. Both are drawn at random and may overlap.
 Observed observe_apart(const FitInput&, const Params&, const Plan&, Contribution);
 // Appends every layer's judgement to f.predictors, by the model as it is now. `labels`: one a layer, or none (see judge_predictor).
 void judge_predictors(const FitInput&, Fitted& f, Contribution, std::span<const double> labels);
