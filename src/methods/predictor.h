@@ -21,8 +21,8 @@ struct Observed {
 // What `output` is: the measure of the layer's plan on its activations, or the norm of the expert's
 // output vector (D2DMoE).
 enum class Contribution : uint8_t { measured, output_norm };
-// Runs the model with every gate open over about `tokens` training tokens. The parameters are in plan
-// order.
+// Runs the model with every gate open (weighed by its score where the plan is `scaled`) over about `tokens` training
+// tokens. The parameters are in plan order.
 Observed observe(const FitInput&, const Params&, const Plan&, int64_t tokens, Contribution);
 
 // logistic: cross-entropy of targets in [0,1] and sigmoid(z); weighted: the same with the weight
