@@ -16,12 +16,12 @@ constexpr KnobRow kKnobs[] = {
     {"active", "0.5", "fraction of neurons that is kept"},
     {"score", "wanda",
      "magnitude: norm of the neuron's down row; wanda: mean |down row| x rms activation; flap: "
-     "variance of the activation x squared norm of the down row; taylor: |weight x gradient|; "
-     "mask: "
-     "learnt hard-concrete gates; random"},
+     "variance of the activation (true; released code: of an aliased mean) x squared norm of the "
+     "down row; taylor: |weight x gradient|; mask: learnt hard-concrete gates; random"},
     {"allocation", "auto",
-     "uniform: the same fraction in every layer; global: one threshold on scores standardised by "
-     "layer; auto: global for flap, else uniform, as published"},
+     "uniform: the same fraction in every layer (LLM-Pruner spares the first and last); global: "
+     "one threshold on scores standardised by layer; auto: global for flap, else uniform, as "
+     "published"},
     {"compensate", "auto",
      "1: what pruned neurons contribute on average is added to the bias; auto: for flap, as "
      "published"},
