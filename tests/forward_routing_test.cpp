@@ -17,7 +17,7 @@ struct Kind {
   double all_on;  // below -1: no cut is the dense model
   bool gated_only = false;
 };
-constexpr double kNever = -9, kEvery = 1000;
+constexpr double kNever = -9, kEvery = 1000;  // kEvery: as many as there are
 
 const Kind kKinds[] = {
     {"linear_top_k",
@@ -174,6 +174,7 @@ class Routing : public ::testing::TestWithParam<std::tuple<const char*, Kind>> {
     for (FfnPlan& f : plan.layer) {
       const std::vector<int> order = f.order;
       f = kind.plan, f.order = order, f.group = group;
+      if (f.rule == Rule::top_k) f.cut = std::min(f.cut, static_cast<double>(experts(c, f)));
     }
     return plan;
   }
@@ -231,6 +232,7 @@ TEST_P(Routing, AllOnIsDense) {
     Plan plan = plan_of(group);
     for (FfnPlan& f : plan.layer) {
       f.cut = scaled ? 0.5 : kind.all_on < -1 ? 1 : kind.all_on, f.in_cut = std::min(f.in_cut, 0.0);
+      if (f.rule == Rule::top_k) f.cut = std::min(f.cut, static_cast<double>(experts(c, f)));
     }
     Params p = params_of(plan);
     for (LayerParams& l : p.layer) {  // all scores are 1

@@ -285,6 +285,16 @@ TEST_P(Forward, RefusesWhatItCannotDo) {
   EXPECT_THROW(check_plan(m.c, bad), Error) << "a neuron twice";
   bad = routed(m.c, 5);
   EXPECT_THROW(check_plan(m.c, bad), Error) << "experts that are not whole";
+  bad = routed(m.c, 4);
+  bad.layer[1].rule = Rule::top_k;
+  for (double cut : {0.0, -5.0, 1e30, 1.5, m.c.ffn / 4 + 1.0}) {
+    bad.layer[1].cut = cut;
+    EXPECT_THROW(check_plan(m.c, bad), Error) << "top " << cut;
+  }
+  for (double cut : {1.0, m.c.ffn / 4.0}) {
+    bad.layer[1].cut = cut;
+    EXPECT_NO_THROW(check_plan(m.c, bad)) << "top " << cut;
+  }
   bad = dense_plan(m.c);
   bad.layer[0].router = RouterKind::linear;
   EXPECT_THROW(check_plan(m.c, bad), Error) << "a router without experts";

@@ -118,7 +118,7 @@ TEST_P(EveryMethod, WrongKnobsAreErrorsThatNameThem) {
     EXPECT_NE(e, "no error");
   };
   says("no_such_knob", "1");
-  says("active", "1.5");
+  for (const char* bad : {"1.5", "0", "-1"}) says("active", bad);
   says("active", "nan");
   says("steps", "-1");
   says("steps", "1.5");
@@ -235,6 +235,14 @@ TEST(GatedOnly, IsSaidInOneLine) {
     EXPECT_NE(e.find(m->name), std::string::npos) << e;
     EXPECT_NE(e.find("wants a gated FFN"), std::string::npos) << e;
   }
+}
+
+TEST(Active, IsAboveNothing) {
+  for (const char* bad : {"0", "-1", "1.01", "nan", "x", ""}) {
+    const std::string e = error_of([&] { get_active({{"active", bad}}); });
+    EXPECT_EQ(e, fmt::format("knob active={}: wants a number above 0, at most 1", bad));
+  }
+  for (const char* good : {"1e-9", "1"}) EXPECT_GT(get_active({{"active", good}}), 0);
 }
 
 TEST(Dense, NoStepsIsTheModelAsItIs) {
@@ -407,6 +415,27 @@ TEST(LteOneStage, WarmRoutersOpenTheShareThatSteeringStartsAt) {
   const Outcome o =
       score(q.be, f.params, f.plan, q.valid, test_windows(q.valid, 16), {4, 16, 0}, Exec::gathered);
   EXPECT_NEAR(o.active, 0.5, 0.08) << "calibrated on training text, looked at on other text";
+}
+
+// No step would be distilled: not silently an ordinary run.
+TEST(Distill, WantsAStepThatIsDistilled) {
+  Fitting q;
+  const auto said = [&](const char* method, Knobs more) {
+    Knobs k = small_knobs(find_method(method));
+    k["distill"] = "0.5";
+    for (const auto& [name, value] : more) k[name] = value;
+    return error_of([&] { q.run(method, k); });
+  };
+  for (const char* method : {"d2dmoe", "deja-vu"}) {
+    EXPECT_NE(said(method, {{"before", "1"}}).find("knob distill: no step"), std::string::npos)
+        << method;
+    EXPECT_EQ(said(method, {{"before", "0.5"}}), "no error") << method;
+  }
+  for (const char* method : {"dense", "teal", "prune"}) {
+    EXPECT_NE(said(method, {{"steps", "0"}}).find("knob distill: no step"), std::string::npos)
+        << method;
+    EXPECT_EQ(said(method, {}), "no error") << method;
+  }
 }
 
 TEST(Budget, TokensAreThoseThatWereTrainedOn) {

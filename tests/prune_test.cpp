@@ -359,5 +359,12 @@ TEST(LearnMask, TakesItsStepsOutOfTheBudget) {
   EXPECT_NE(error_of([&] { q.run("prune", k); }).find("mask_steps"), std::string::npos);
 }
 
+TEST(LearnMask, ForbidsCompensationBeforeItBegins) {
+  Fitting q;
+  const Knobs k = {
+      {"score", "mask"}, {"compensate", "1"}, {"batch", "4"}, {"mask_steps", "1000000000"}};
+  EXPECT_NE(error_of([&] { q.run("prune", k); }).find("compensate=1"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace lte::testing

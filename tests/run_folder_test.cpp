@@ -150,7 +150,7 @@ TEST_F(Folder, HandMadePlansSurvive) {
   Params p = make_params(c, plan);
   randomise(p, 3);
   RunInfo info;
-  info.dataset = "text:\"/\\x", info.seed = ~uint64_t{0};
+  info.dataset = "text:\"/\\x", info.seed = ~uint64_t{0}, info.seq = 32;
   info.predictors = {{1.0 / 3, 0.5, 1e-9}};
   save_run(at("h"), p, plan, data.tokenizer, info);
   const LoadedRun back = load_run(at("h"));
@@ -190,6 +190,12 @@ TEST_F(Folder, LabelsGiveTheRecordedFigures) {
     }
   }
   EXPECT_NE(error_of([&] { save_labels(at("none"), be, dense, data); }), "no error");
+  for (size_t entries : {size_t{1}, size_t{3}}) {  // of a model of two layers
+    LoadedRun damaged = load_run(at("d2dmoe"));
+    damaged.info.predictors.resize(entries);
+    const std::string e = error_of([&] { save_labels(at("none"), be, damaged, data); });
+    EXPECT_NE(e.find("run.predictors has"), std::string::npos) << e;
+  }
 }
 
 TEST_F(Folder, TruncatedWeightsAreOneLine) {
@@ -245,6 +251,18 @@ TEST_F(Folder, TokenizerOfAnotherVocabularyIsNoticed) {
   }
 }
 
+TEST_F(Folder, ExpertsOfTopKAreThoseThatThereAre) {
+  fitted(base("b"), "moefication", "m");
+  const std::string path = at("m/run.json"), whole = read_file(path);
+  const std::string said = "\"cut\": 1.0";  // of 4 experts
+  ASSERT_NE(whole.find(said), std::string::npos);
+  for (const char* bad : {"0", "-5", "1e30", "1.5", "5"}) {
+    std::string text = whole;
+    write_file(path, text.replace(text.find(said), said.size(), std::string("\"cut\": ") + bad));
+    EXPECT_NE(load_error("m").find("top_k wants a whole number"), std::string::npos) << bad;
+  }
+}
+
 TEST_F(Folder, DamagedRunJsonIsOneLine) {
   fitted(base("b"), "lte", "l");
   const std::string path = at("l/run.json"), whole = read_file(path);
@@ -287,6 +305,26 @@ TEST_F(Folder, DamagedRunJsonIsOneLine) {
   EXPECT_FALSE(is_run(at("l")));
   EXPECT_NE(load_error("l").find("not a finished run"), std::string::npos);
   EXPECT_NE(load_error("nowhere").find("not a finished run"), std::string::npos);
+}
+
+// The window length is what loops and buffers are made by.
+TEST_F(Folder, WindowLengthFitsTheModel) {
+  const LoadedRun dense = base("b");
+  const std::string path = at("b/run.json"), whole = read_file(path);
+  const std::string key = "\"seq\": ", said = key + std::to_string(dense.info.seq);
+  ASSERT_NE(whole.find(said), std::string::npos);
+  const auto with = [&](const std::string& value) {
+    std::string text = whole;
+    write_file(path, text.replace(text.find(said), said.size(), key + value));
+    return load_error("b");
+  };
+  for (const char* good : {"1", "32"}) EXPECT_EQ(with(good), "no error") << good;
+  for (const char* bad :
+       {"0", "-5", "33", "4294967297", "18446744073709551615", "1e30", "16.5", "null"}) {
+    const std::string e = with(bad);
+    EXPECT_NE(e.find(path), std::string::npos) << bad << ": " << e;
+    EXPECT_NE(e.find("run.seq"), std::string::npos) << bad << ": " << e;
+  }
 }
 
 // ---- interruption

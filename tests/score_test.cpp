@@ -438,6 +438,23 @@ TEST(CostOf, EveryKindByHand) {
   }
 }
 
+// A linear router reads its input and its scores; only two layers have something between them. MoEfication's
+// routers by similarity have a width too, as its predictors do.
+TEST(CostOf, AnInnerLayerIsReadWhereThereIsOne) {
+  const ModelConfig c = tiny(kGpt, kVocab);  // dim 16, ffn 32
+  const double all[] = {1, 1};
+  const auto bytes = [&](RouterKind kind, int width) {
+    Plan plan = dense_plan(c);
+    for (FfnPlan& f : plan.layer) f.group = 4, f.router = kind, f.width = width;
+    return cost_of(c, plan, all, 1).bytes;
+  };
+  const double dense = bytes(RouterKind::none, 0);
+  // 8 experts, in each of two layers: 8 rows of 16 weights, an input of 16, 8 scores.
+  for (int width : {0, 8})
+    EXPECT_EQ(bytes(RouterKind::linear, width) - dense, 4 * 2 * (8 * 16 + 16 + 8)) << width;
+  EXPECT_EQ(bytes(RouterKind::two_layer, 5) - dense, 4 * 2 * (5 * (16 + 8) + 16 + 8 + 5));
+}
+
 // Pruned to half: what is seen before the choice is what is kept.
 TEST(CostOf, OraclesOnPrunedLayers) {
   const ModelConfig c = tiny(kGpt, kVocab);

@@ -116,10 +116,10 @@ void add_eval(CLI::App& app, Args& a, int& code) {
   c->add_option("--time-windows", a.eval.time_windows, "test windows that timing walks over")
       ->check(kNotNegative)
       ->capture_default_str();
-  c->add_option(
-      "--labels", a.eval.labels,
-      "also write, for trained predictors, which gates were open and which experts mattered "
-      "(safetensors)");
+  c->add_option("--labels", a.eval.labels,
+                "also write, for trained predictors, which gates were open and which experts "
+                "mattered on windows of the dataset's training text, whatever --split is "
+                "(safetensors)");
   c->callback([&] { code = cmd_eval(a.common, a.eval); });
 }
 

@@ -11,6 +11,9 @@ void save_labels(const std::string& path, Backend& be, const LoadedRun& run, con
   const std::vector<Prediction>& known = run.info.predictors;
   LTE_CHECK(!known.empty(),
             fmt::format("method {} has no trained predictors to label", run.plan.method));
+  LTE_CHECK(known.size() == run.params.layer.size(),
+            fmt::format("run.json: run.predictors has {} entries for a model of {} layers",
+                        known.size(), run.params.layer.size()));
   const FitInput in{.backend = be,
                     .dense = run.params,
                     .train = data.train,

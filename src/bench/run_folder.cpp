@@ -227,6 +227,11 @@ LoadedRun load_run(const std::string& folder, Memory where) {
               fmt::format("{}: is of another format than this program's", path));
     ModelConfig cfg = parse_model(j.at("model").get<std::string>());
     cfg.vocab = j.at("vocab");
+    const Json& seq = j.at("run").at("seq");
+    LTE_CHECK(
+        seq.is_number_integer() && seq >= 1 && seq <= cfg.max_seq,
+        fmt::format("{}: run.seq is {}, wants a whole number from 1 to the model's max_seq {}",
+                    path, seq.dump(), cfg.max_seq));
     Plan plan = plan_from(j.at("plan"));
     LoadedRun run{.params = make_params(cfg, plan, DType::f32, where),
                   .plan = plan,

@@ -5,7 +5,9 @@ namespace lte {
 namespace {
 
 constexpr KnobRow kKnobs[] = {
-    {"steps", "0", "training steps under the thresholds; 0: as published without fine-tuning"},
+    {"steps", "0",
+     "training steps under the thresholds, of all weights (paper: about 1 %); 0: as published "
+     "without fine-tuning"},
     {"active", "0.25", "fraction of neurons whose gate is above the layer's threshold"},
 };
 

@@ -24,7 +24,7 @@ constexpr KnobRow kKnobs[] = {
     {"rank", "16", "hidden units of the predictor; the paper uses 1000 of 12288"},
     {"label", "auto",
      "a neuron counts as active above this magnitude, a block above this sum of magnitudes; auto: "
-     "0 for "
+     "in an ungated FFN 0 for "
      "single neurons of ReLU (paper), else what the share `active` of all exceeds"},
     {"label_share", "1",
      "below 1: that part of `active` exceeds it, also of ReLU; the predictor then ranks by what "

@@ -21,11 +21,20 @@ Knobs resolve_knobs(std::string_view method, std::span<const KnobRow> rows, cons
   return knobs;
 }
 
+namespace {
+
+// Whether all of the text is a number, which is put into `value`.
+bool parse_number(const std::string& text, double& value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+}  // namespace
+
 double get_number(const Knobs& knobs, const std::string& name, double low, double high) {
   const std::string& text = knobs.at(name);
   double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  const bool parsed = error == std::errc() && end == text.data() + text.size();
+  const bool parsed = parse_number(text, value);
   const std::string upper =
       high == std::numeric_limits<double>::max() ? "" : fmt::format(" to {}", high);
   LTE_CHECK(parsed && value >= low && value <= high,
@@ -34,9 +43,11 @@ double get_number(const Knobs& knobs, const std::string& name, double low, doubl
 }
 
 double get_active(const Knobs& k) {
-  const double active = get_number(k, "active", 0, 1);
-  LTE_CHECK(active > 0, "active=0 leaves no neuron: wants a fraction above 0 and at most 1");
-  return active;
+  const std::string& text = k.at("active");
+  double value = 0;
+  LTE_CHECK(parse_number(text, value) && value > 0 && value <= 1,
+            fmt::format("knob active={}: wants a number above 0, at most 1", text));
+  return value;
 }
 
 int64_t get_whole(const Knobs& knobs, const std::string& name, int64_t low, int64_t high) {

@@ -33,8 +33,8 @@ inline constexpr KnobRow kTrainingKnobs[] = {
     {"decay", "0", "weight decay; the paper uses 0"},
     {"distill", "0",
      "share of the task loss that is KL to the prediction of the dense model that the method "
-     "starts "
-     "from; a third more work a step, which is counted"},
+     "starts from; a third more work a step, which is counted. Not in steps `before` predictors "
+     "are fitted, nor in `mask_steps`"},
     {"exec", "masked",
      "how steps under hard gates and frozen routers compute the FFN: masked, all experts and then "
      "zeros; gathered, each expert over its own tokens alone, where the backend can; measured: "

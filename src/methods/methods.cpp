@@ -34,9 +34,24 @@ std::vector<KnobRow> all_knobs(const Method& m) {
   return rows;
 }
 
+namespace {
+
+// Steps before predictors are fitted have no teacher (see without_teacher): some must be left.
+void check_distill(const Knobs& k) {
+  if (get_number(k, "distill", 0, 1) == 0) return;
+  const int64_t steps = get_whole(k, "steps", 0, 1'000'000'000);
+  const double before = k.contains("before") ? get_number(k, "before", 0, 1) : 0;
+  LTE_CHECK(static_cast<int64_t>(before * static_cast<double>(steps)) < steps,
+            fmt::format("knob distill: no step would be distilled with steps={}{}", steps,
+                        before > 0 ? ", all of them before predictors are fitted (before)" : ""));
+}
+
+}  // namespace
+
 Fitted fit(const FitInput& in, std::string_view name, const Knobs& set) {
   const Method& method = find_method(name);
   const Knobs knobs = resolve_knobs(name, all_knobs(method), set);
+  check_distill(knobs);
   Fitted out = method.fit(in, knobs);
   // Looking at calibration tokens is one forward each, a third of a training step.
   const double forward = train_flops(out.params.cfg, dense_plan(out.params.cfg), in.seq, false) / 3;

@@ -73,7 +73,8 @@ FitInput with_dense(const FitInput&, const Params& dense);
 FitInput with_seed(const FitInput&, uint64_t seed);
 // A stage's settings from the shared knobs.
 TrainSpec training(const FitInput&, const Knobs&, int64_t steps);
-// The same without distillation: for a dense model that the base would only pull back.
+// The same without distillation: for the dense stage before predictors, which the base would only pull back.
+// Where dense training is all that there is (dense, relu, teal), it keeps its teacher.
 TrainSpec without_teacher(TrainSpec);
 // Trains one named stage of a fit and adds its tokens and FLOPs.
 void run_stage(const FitInput&, Fitted&, const TrainSpec&, const std::string& stage);

@@ -19,11 +19,9 @@ constexpr KnobRow kKnobs[] = {
      "activations themselves"},
     {"score", "auto",
      "what an expert is worth. positive (paper): sum of positive activations, for ReLU; output: "
-     "the "
-     "length of its output, our extension to others after D2DMoE, for an oracle the length of "
-     "activations times down rows; norm: the length of its activations; auto: positive for ReLU, "
-     "else "
-     "output"},
+     "the length of its output, our extension to others after D2DMoE, for an oracle the length of "
+     "activations times down rows; norm: the length of its activations; auto: positive for "
+     "ungated ReLU, else output"},
     {"calibration", "131072", "training tokens that construction and predictor look at"},
     {"epochs", "30", "passes of the predictor's training over them; the paper's code uses 30"},
     {"router_lr", "0.01", "learning rate of the predictor; the paper's code uses 0.01"},

@@ -58,7 +58,8 @@ void append_input(Backend& be, const FfnPlan& plan, const LayerState& s, const L
 
 Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t tokens,
                  Contribution what) {
-  // A dense forward: every gate open, whatever the routers say.
+  // Every gate open, whatever the routers say. That is a dense forward but for `scaled`, which stays: open gates
+  // then weigh experts by scores of routers that may not be trained yet (LTE in one stage, at its warm start).
   Plan open = plan;
   for (FfnPlan& f : open.layer) {
     f.rule = Rule::all;

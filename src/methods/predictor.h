@@ -21,8 +21,8 @@ struct Observed {
 // What `output` is: the measure of the layer's plan on its activations, or the norm of the expert's
 // output vector (D2DMoE).
 enum class Contribution : uint8_t { measured, output_norm };
-// Runs the model with every gate open over about `tokens` training tokens. The parameters are in plan
-// order.
+// Runs the model with every gate open (weighed by its score where the plan is `scaled`) over about `tokens` training
+// tokens. The parameters are in plan order.
 Observed observe(const FitInput&, const Params&, const Plan&, int64_t tokens, Contribution);
 
 // logistic: cross-entropy of targets in [0,1] and sigmoid(z); weighted: the same with the weight
@@ -61,7 +61,8 @@ Prediction judge_predictor(Backend&, const LayerParams&, const FfnPlan&, const C
 std::vector<float> predict(Backend&, const LayerParams&, const FfnPlan&, const Contributions&,
                            int64_t first, int64_t rows);
 
-// What predictors are judged on: 16,384 training tokens that no predictor was fitted on.
+// What predictors are judged on: 16,384 tokens of the training text, in windows drawn by another seed than
+// those that predictors are fitted on. Both are drawn at random and may overlap.
 Observed observe_apart(const FitInput&, const Params&, const Plan&, Contribution);
 // Appends every layer's judgement to f.predictors, by the model as it is now. `labels`: one a layer, or none (see judge_predictor).
 void judge_predictors(const FitInput&, Fitted& f, Contribution, std::span<const double> labels);

@@ -12,6 +12,7 @@ void set_targets(Tensor target, const PredictorSpec& spec) {
   if (spec.loss == PredictorLoss::weighted) {
     for (size_t i = 0; i < size; ++i) t[i] = t[i] > static_cast<float>(spec.label) ? 1.f : 0.f;
   } else if (spec.loss == PredictorLoss::logistic) {
+    // By the largest of the mini-batch, so that targets depend on its size: kept as published, knowingly (MoEfication).
     const float most = std::max(1e-12f, *std::max_element(t, t + size));
     for (size_t i = 0; i < size; ++i) t[i] /= most;
   } else if (spec.loss == PredictorLoss::softmax) {

@@ -16,22 +16,23 @@ constexpr KnobRow kKnobs[] = {
     {"active", "0.5", "fraction of neurons that is kept"},
     {"score", "wanda",
      "magnitude: norm of the neuron's down row; wanda: mean |down row| x rms activation; flap: "
-     "variance of the activation x squared norm of the down row; taylor: |weight x gradient|; "
-     "mask: "
-     "learnt hard-concrete gates; random"},
+     "variance of the activation (true; released code: of an aliased mean) x squared norm of the "
+     "down row; taylor: |weight x gradient|; mask: learnt hard-concrete gates; random"},
     {"allocation", "auto",
-     "uniform: the same fraction in every layer; global: one threshold on scores standardised by "
-     "layer; auto: global for flap, else uniform, as published"},
+     "uniform: the same fraction in every layer (LLM-Pruner spares the first and last); global: "
+     "one threshold on scores standardised by layer; auto: global for flap, else uniform, as "
+     "published"},
     {"compensate", "auto",
      "1: what pruned neurons contribute on average is added to the bias; auto: for flap, as "
      "published"},
     {"calibration", "16384", "training tokens that scores look at"},
     {"mask_steps", "400",
-     "steps, out of `steps` if there are any, in which mask and model are trained together; logits "
-     "begin "
-     "at 2 (Sheared LLaMA: 5), the wanted sparsity is reached after half of them (theirs: a "
-     "fifth)"},
-    {"mask_lr", "0.1", "learning rate of the mask and its multipliers; Sheared LLaMA: 1"},
+     "steps, out of `steps` if there are any, in which mask and model are trained together, not "
+     "distilled; logits begin at 2 (Sheared LLaMA: 5) without jitter (ours), the wanted sparsity "
+     "is reached after half of them (theirs: a fifth)"},
+    {"mask_lr", "0.1",
+     "learning rate of the mask and of its multipliers, which take plain ascent (ours); Sheared "
+     "LLaMA: 1"},
 };
 
 constexpr const char* kScores[] = {"magnitude", "wanda", "flap", "taylor", "mask", "random"};
@@ -121,6 +122,8 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
             .score = get_choice(k, "score", kScores),
             .global = false,
             .calibration = get_whole(k, "calibration", 1, 1 << 24)};
+  LTE_CHECK(compensate != "1" || p.score != "mask",
+            "knob compensate=1: not with score=mask, which trains the model while it looks");
   p.global = allocation == "global" || (allocation == "auto" && p.score == "flap");
   const double active = get_active(k), F = in.dense.cfg.ffn;
   const auto kept = static_cast<size_t>(std::round(active * F));
@@ -161,8 +164,6 @@ Fitted fit_prune(const FitInput& in, const Knobs& k) {
   } else {
     p.uniform(kept, known);
   }
-  LTE_CHECK(compensate != "1" || p.score != "mask",
-            "knob compensate=1: not with score=mask, which trains the model while it looks");
   const bool bias = compensate == "1" || (compensate == "auto" && p.score == "flap");
   for (FfnPlan& l : p.plan.layer) l.down_bias = bias;
   f.plan = p.plan, f.params = apply_order(p.score == "mask" ? trained : in.dense, p.plan);

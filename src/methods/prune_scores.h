@@ -9,7 +9,7 @@ namespace lte {
 
 using LayerScores = std::vector<std::vector<double>>;  // [layer][neuron]
 
-// Mean and variance (two passes' worth, by Welford) and mean square of every neuron's activation.
+// Mean and variance (two passes' worth, by Welford) and sum of squares of every neuron's activation.
 struct ActivationStats {
   std::vector<double> mean, variance, square;
 };

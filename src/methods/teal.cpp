@@ -10,7 +10,9 @@ namespace {
 constexpr KnobRow kKnobs[] = {
     {"steps", "0", "training steps of the dense model before thresholds are set; 0: as published"},
     {"active", "0.5", "fraction of the FFN's inputs and of its neurons that is kept"},
-    {"calibration", "16384", "training tokens that thresholds are taken from"},
+    {"calibration", "16384",
+     "training tokens that thresholds are taken from, as exact quantiles of |x| (published: from a "
+     "histogram)"},
 };
 
 // Zeroes what is small of the inputs of up, gate and down, by one magnitude threshold a matrix input,

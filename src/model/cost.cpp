@@ -23,6 +23,7 @@ Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> act
     const double router = p.router == RouterKind::linear      ? E * D
                           : p.router == RouterKind::two_layer ? p.width * (D + E)
                                                               : 0;
+    const double inner = p.router == RouterKind::two_layer ? p.width : 0;
     const double linear = qkv * D + HC * D + ffn + router;
     macs += linear;
     weights +=
@@ -30,7 +31,7 @@ Cost cost_of(const ModelConfig& c, const Plan& plan, std::span<const double> act
     weights += p.down_bias && !c.bias ? D : 0;
     // What the operations read: norms, projections, attention, sums, activation and down product.
     activations += D + D + qkv + HC + 2 * D + D + ffn_matrices * F + (ffn_matrices - 1) * D +
-                   (routed ? D + E + p.width : 0) + 2 * D;
+                   (routed ? D + E + inner : 0) + 2 * D;
   }
   const double layers = c.layers, head = static_cast<double>(c.vocab) * D;
   const double kv = 2 * layers * context * KC;

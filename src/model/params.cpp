@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -255,6 +256,11 @@ void check_plan(const ModelConfig& c, const Plan& plan) {
               fmt::format("plan: layer {}: a router wants a group size", i));
     LTE_CHECK(p.router != RouterKind::two_layer || p.width > 0,
               fmt::format("plan: layer {}: a two-layer router wants a width", i));
+    const auto E = static_cast<double>(experts(c, p));
+    LTE_CHECK(
+        p.rule != Rule::top_k || (p.cut >= 1 && p.cut <= E && p.cut == std::floor(p.cut)),
+        fmt::format("plan: layer {}: top_k wants a whole number of experts from 1 to {}, not {}", i,
+                    E, p.cut));
     LTE_CHECK(p.in_cut < 0 || p.router == RouterKind::activation,
               fmt::format("plan: layer {}: sparse inputs go with the activation router", i));
     LTE_CHECK(p.router != RouterKind::gate || c.gated,
