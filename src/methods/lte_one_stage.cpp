@@ -84,11 +84,11 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
   const int64_t warm = get_whole(k, "warm_tokens", 0, 1 << 24);
+  const double labelled = start * get_number(k, "label_share", 0.001, 1);
   const auto warm_steps = static_cast<int>(get_whole(k, "warm_steps", 1, 1 << 20));
   const bool calibrates = get_whole(k, "calibrate", 0, 1) == 1;
   if (warm > 0) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
-    const double labelled = start * get_number(k, "label_share", 0.001, 1);
     f.train_flops +=
         fit_routers(f.params, plan, seen.layer, labelled, start, warm_steps, 0.01, in.seed);
     f.calibration_tokens = seen.tokens;
