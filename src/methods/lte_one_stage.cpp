@@ -75,7 +75,6 @@ int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
 
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const double active = get_active(k);
-  LTE_CHECK(active > 0, "knob active=0: would leave no neuron active");
   const double asked = get_number(k, "start", 0, 1), start = asked == 0 ? active : asked;
   const RouterInput input = router_input(k);
   Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), true,
