@@ -13,7 +13,7 @@ void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   const bool split =
       sizeof(W) == 2 && f.up && !f.known && f.vector && fits_split<W>(f.D) && f.G % kSplitRows == 0;
   if constexpr (sizeof(W) == 2) {
-    if (split) split_hidden<true>(c, h, f);
+    if (split) split_hidden<true>(c, h, PlainRow<T>{f.x}, f);
   }
   if (!split)
     launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(pieces(F, kHiddenWarps)),
@@ -25,7 +25,8 @@ void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   if (!kAtomic) join_parts<false>(c, out, parts, f.D, splits);
 }
 
-bool ffn_token(Ctx& ctx, Tensor out, Tensor x, FfnWeights w, Act act) {
+template <class X>
+bool dense_token(Ctx& ctx, Tensor out, Tensor x, X row, FfnWeights w, Act act) {
   const int64_t F = w.down.rows(), D = x.cols();
   const bool fits = x.rows() == 1 && x.dtype == DType::f32 && w.down.dtype == DType::bf16 &&
                     fits_split<bf16>(D) && D % Pack<bf16>::kSize == 0 &&
@@ -49,10 +50,17 @@ bool ffn_token(Ctx& ctx, Tensor out, Tensor x, FfnWeights w, Act act) {
   CudaCtx& c = cuda(ctx);
   const int64_t splits = column_splits(F, D, Pack<bf16>::kSize);
   float *h = c.workspace<float>(F + splits * D), *parts = h + F;
-  split_hidden<false>(c, h, f);
+  split_hidden<false>(c, h, row, f);
   column_sums<false>(c, parts, h, f.down, AllRows{static_cast<int>(F)}, D, splits, true);
   join_parts<false>(c, ptr<float>(out), parts, D, splits);
   return true;
+}
+
+bool ffn_token(Ctx& ctx, Tensor out, Tensor x, FfnWeights w, Act act) {
+  return dense_token(ctx, out, x, PlainRow<float>{ptr<float>(x)}, w, act);
+}
+bool norm_ffn_token(Ctx& ctx, Tensor out, AddNorm in, FfnWeights w, Act act) {
+  return fits_normed(in, w.up) && dense_token(ctx, out, in.out, normed_row(in), w, act);
 }
 
 // active[0 .. total) = the experts that one of the N tokens selects, ascending. One block.
@@ -244,6 +252,7 @@ void (*const kCudaAtomic)(Ops&) = patch_atomic;
 void fill_cuda_gathered(Ops& ops) {
   ops.ffn_gathered = ffn_gathered<false>;
   ops.ffn_token = ffn_token;
+  ops.norm_ffn_token = norm_ffn_token;
   ops.keep_large = keep_large;
   ops.gemm_sparse = gemm_sparse;
 }

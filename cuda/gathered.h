@@ -52,8 +52,9 @@ __global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
 
 // The same by blocks, kSplitRows / kMatrices neurons each: of one expert (kOpen), or of a dense layer, whose first rows
 // are there before x is.
-template <int kMatrices, bool kOpen, class T, class W>
-__global__ void __launch_bounds__(kSplitThreads, 2) split_hidden_kernel(T* h, Gathered<T, W> f) {
+template <int kMatrices, bool kOpen, class X, class T, class W>
+__global__ void __launch_bounds__(kSplitThreads, 2)
+    split_hidden_kernel(T* h, X x, Gathered<T, W> f) {
   constexpr int kOwn = kSplitRows / kMatrices;
   const int first = static_cast<int>(blockIdx.x) * kOwn, F = static_cast<int>(f.E * f.G);
   const int j = first + thread_rank(), e = first / static_cast<int>(f.G);
@@ -66,17 +67,19 @@ __global__ void __launch_bounds__(kSplitThreads, 2) split_hidden_kernel(T* h, Ga
   };
   SplitRows<W> rows;
   rows.load(at, 0, f.D);
+  x.ask(f.D);
   if (!kOpen) await_inputs();
-  T u = rows.total(at, f.x, f.D), g = 0;
+  T u = rows.template total<T>(at, x, f.D), g = 0;
   if (thread_rank() >= kWarp) return;
   if (kMatrices > 1) g = __shfl_down_sync(kAllLanes, u, kOwn);
   if (thread_rank() < kOwn && j < F) h[j] = f.hidden(0, j, u, g) * (kOpen ? f.gates[e] : T(1));
 }
-template <bool kOpen, class T, class W>
-void split_hidden(CudaCtx& c, T* h, const Gathered<T, W>& f) {
-  launch_early(f.gate_w ? split_hidden_kernel<2, kOpen, T, W> : split_hidden_kernel<1, kOpen, T, W>,
-               static_cast<unsigned>(pieces(f.E * f.G, kSplitRows / (f.gate_w ? 2 : 1))),
-               kSplitThreads, 0, c.stream, h, f);
+template <bool kOpen, class X, class T, class W>
+void split_hidden(CudaCtx& c, T* h, X x, const Gathered<T, W>& f) {
+  launch_early(
+      f.gate_w ? split_hidden_kernel<2, kOpen, X, T, W> : split_hidden_kernel<1, kOpen, X, T, W>,
+      static_cast<unsigned>(pieces(f.E * f.G, kSplitRows / (f.gate_w ? 2 : 1))), kSplitThreads, 0,
+      c.stream, h, x, f);
 }
 
 // == A few tokens

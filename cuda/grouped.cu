@@ -229,6 +229,7 @@ void train_backward_add(Ctx& ctx, Tensor dx, FfnWeights d, PackedRows dkept, Ten
 void patch_bf16(Ops& ops) {
   round_cuda_products(ops);
   round_cuda_attention(ops);
+  ops.norm_route_linear = nullptr;
   ops.route_linear = nullptr;  // a router's products are rounded as those of many tokens are
   ops.ffn_train = train<bf16>;
   ops.ffn_train_backward_add = train_backward_add<bf16>;

@@ -34,7 +34,7 @@ template <bool kAdd>
 __global__ void __launch_bounds__(kSplitThreads, 2)
     split_rows_kernel(float* out, const float* x, const bf16* w, int64_t cols, int64_t inner) {
   float all;
-  const int64_t m = split_product(all, x, w, cols, inner);
+  const int64_t m = split_product(all, PlainRow<float>{x}, w, cols, inner);
   if (m >= 0) out[m] = kAdd ? out[m] + all : all;
 }
 

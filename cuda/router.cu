@@ -36,8 +36,9 @@ __global__ void __launch_bounds__(kRouterWarps* kWarp, 4)
 }
 
 // One token and rows of whole pieces of 16 bytes: by blocks, which have the first ones before x is there.
+template <class X>
 __global__ void __launch_bounds__(kSplitThreads, 2)
-    split_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, const float* x,
+    split_route_kernel(float* scores, float* gates, int32_t* index, int32_t* count, X x,
                        const bf16* w, const float* b, int64_t D, int64_t E, float cut) {
   float z;
   const int64_t e = split_product(z, x, w, E, D);
@@ -78,6 +79,14 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
   count[e] = all;
 }
 
+template <class X>
+void split_route(Ctx& ctx, Tensor scores, ExpertLists out, X x, Tensor w, Tensor b, double cut) {
+  launch_early(split_route_kernel<X>, static_cast<unsigned>(pieces(w.rows(), kSplitRows)),
+               kSplitThreads, 0, cuda(ctx).stream, ptr<float>(scores), ptr<float>(out.gates),
+               ptr<int32_t>(out.index), ptr<int32_t>(out.count), x, ptr<bf16>(w), ptr<float>(b),
+               w.cols(), w.rows(), static_cast<float>(cut));
+}
+
 bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, Tensor b,
                   double cut) {
   const int64_t N = x.rows(), D = x.cols(), E = w.rows();
@@ -94,11 +103,7 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
         return;
       }
       if (N == 1 && vector && fits_split<W>(D)) {
-        launch_early(split_route_kernel, static_cast<unsigned>(pieces(E, kSplitRows)),
-                     kSplitThreads, 0, cuda(ctx).stream, ptr<T>(scores), ptr<T>(out.gates),
-                     ptr<int32_t>(out.index), ptr<int32_t>(out.count), ptr<T>(x), ptr<W>(w),
-                     ptr<T>(b), D, E, static_cast<T>(cut));
-        return;
+        return split_route(ctx, scores, out, PlainRow<T>{ptr<T>(x)}, w, b, cut);
       }
     }
     const auto kernel = N == 1   ? route_linear_kernel<1, T, W>
@@ -112,8 +117,17 @@ bool route_linear(Ctx& ctx, Tensor scores, ExpertLists out, Tensor x, Tensor w, 
   return true;
 }
 
+bool norm_route_linear(Ctx& ctx, Tensor scores, ExpertLists out, AddNorm in, Tensor w, Tensor b,
+                       double cut) {
+  if (!fits_normed(in, w)) return false;
+  split_route(ctx, scores, out, normed_row(in), w, b, cut);
+  return true;
+}
+
 }  // namespace
 
-void fill_cuda_router(Ops& ops) { ops.route_linear = route_linear; }
+void fill_cuda_router(Ops& ops) {
+  ops.route_linear = route_linear, ops.norm_route_linear = norm_route_linear;
+}
 
 }  // namespace lte

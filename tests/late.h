@@ -205,6 +205,8 @@ inline Backend open_late() {
                   !std::is_same_v<Entry, decltype(&Ops::replay)> &&
                   !std::is_same_v<Entry, decltype(&Ops::route_linear)> &&
                   !std::is_same_v<Entry, decltype(&Ops::ffn_token)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::norm_ffn_token)> &&
+                  !std::is_same_v<Entry, decltype(&Ops::norm_route_linear)> &&
                   !std::is_same_v<Entry, decltype(&Ops::attend_token)> &&
                   !std::is_same_v<Entry, decltype(&Ops::linear_activate)> &&
                   !std::is_same_v<Entry, decltype(&Ops::linear_activate_backward)> &&

@@ -1,6 +1,8 @@
 // As ops_test.cpp, for entries that one token alone takes.
 #include <fmt/format.h>
 
+#include <functional>
+
 #include "testing.h"
 
 namespace lte::testing {
@@ -117,6 +119,85 @@ TEST_P(TokenTest, FfnTokenIsItsOperations) {
           for (int64_t d = 0; d < D; ++d) EXPECT_TRUE(std::isnan(at(out, d))) << d;
           s.blocks.clear();
         }
+      }
+    }
+  }
+}
+
+// One entry for add_norm, and a router or a dense layer of what comes out, which it leaves behind as add_norm does.
+TEST_P(TokenTest, NormedProductsAreTheirOperations) {
+  Backend& be = backends[0];
+  const Ops& op = be.ops;
+  if (!op.norm_ffn_token) GTEST_SKIP() << spec << " has no such kernels";
+  for (const auto& [M, D] :
+       {Size{7, 2048}, Size{1, 2056}, Size{300, 2184}, Size{9, 4112}, Size{5, 2052}, Size{3, 16}}) {
+    for (const bool half : {true, false}) {
+      for (const int64_t N : {1, 2}) {
+        if (half && dtype == DType::f64) continue;
+        SCOPED_TRACE(fmt::format("M {} D {} bf16 {} N {}", M, D, half, N));
+        const auto weights = [&, M = M, D = D] {
+          const Tensor w = normal({M, D}, 1 / std::sqrt(static_cast<double>(D)));
+          return half ? s.half(w) : w;
+        };
+        const AddNorm in{.out = blank({N, D}),
+                         .stats = blank({N, 2}),
+                         .sum = blank({N, D}),
+                         .a = normal({N, D}),
+                         .b = normal({N, D}, 0.5),
+                         .w = normal({D}),
+                         .bias = {},
+                         .eps = 1e-5};
+        AddNorm two = in;
+        two.out = blank({N, D}), two.stats = blank({N, 2}), two.sum = blank({N, D});
+        op.add_norm(*be.ctx, two.out, two.stats, two.sum, two.a, two.b, two.w, {}, two.eps);
+        be.finish();
+        const double most = std::max(1.0, largest(values(two.out)));
+        const Tensor w = weights(), b = normal({M});
+        const FfnWeights ffn{.up = w, .up_bias = {}, .gate_w = weights(), .down = weights()};
+        const Tensor out = blank({N, M}), want = blank({N, M});
+        const Tensor y = blank({N, D}), y2 = blank({N, D}), gates = blank({N, M}),
+                     open = blank({N, M});
+        const Tensor index = s.blank(DType::i32, {M, N}), count = s.blank(DType::i32, {M});
+        const std::string before = bits(out) + bits(in.out) + bits(in.sum) + bits(y);
+        const std::function<bool(const Ops&, Ctx&)> fused[] = {
+            [&](const Ops& o, Ctx& c) {
+              return !o.norm_route_linear ||
+                     o.norm_route_linear(c, out, {gates, index, count}, in, w, b, 0.5);
+            },
+            [&](const Ops& o, Ctx& c) { return o.norm_ffn_token(c, y, in, ffn, Act::silu); }};
+        for (int kind = 0; kind < 2; ++kind) {
+          SCOPED_TRACE(fmt::format("entry {}", kind));
+          if (kind == 0 && !op.norm_route_linear) continue;  // a variant without it
+          bool taken = false;
+          run({out, in.out, in.stats, in.sum, y},
+              [&](const Ops& o, Ctx& c) { taken = fused[kind](o, c); });
+          EXPECT_EQ(taken, half && N == 1 && D % 8 == 0 && D >= 2048);
+          if (!taken) {
+            EXPECT_TRUE(bits(out) + bits(in.out) + bits(in.sum) + bits(y) == before);
+            continue;
+          }
+          expect_same_bits(in.sum, two.sum, "sum");
+          expect_close(in.stats, values(two.stats), tol(D, 1), "stats");
+          expect_close(in.out, values(two.out), tol(D, most), "norm");
+          if (kind == 1) {
+            op.ffn_token(*be.ctx, y2, two.out, ffn, Act::silu);
+            be.finish();
+            expect_close(y, values(y2), tol(D + M, most), "dense layer");
+            continue;
+          }
+          op.gemm(*be.ctx, want, two.out, false, w, true);
+          op.bias_add(*be.ctx, want, b), op.sigmoid(*be.ctx, want);
+          op.gate(*be.ctx, open, out, Rule::threshold, 0.5);
+          be.finish();
+          expect_close(out, values(want), tol(D, most), "scores");
+          expect_same_bits(gates, open, "gates");
+        }
+        if (half && N == 1 && D % 8 == 0 && D >= 2048) {
+          put(in.b, D / 2, NAN);
+          run({y}, [&](const Ops& o, Ctx& c) { fused[1](o, c); });
+          for (int64_t d = 0; d < D; ++d) EXPECT_TRUE(std::isnan(at(y, d))) << d;
+        }
+        s.blocks.clear();
       }
     }
   }

@@ -84,6 +84,12 @@ struct PackedRows {
 
 constexpr int64_t kMostKeptColumns = 128;  // see Ops::kept_type
 
+// The arguments of Ops::add_norm, of a norm that is yet to be made.
+struct AddNorm {
+  Tensor out, stats, sum, a, b, w, bias;
+  double eps = 0;
+};
+
 struct Ops {
   // Returns when all that was enqueued is done: the host may then read and write tensors. Every
   // other entry may return before its work is done, but takes tokens, targets and numbers at once.
@@ -241,6 +247,11 @@ struct Ops {
   // The same of one token with all experts selected and no gates, as products and `activate` would do it. False where
   // the shapes or types are none for it: nothing is done. Null where a backend has no such kernel.
   bool (*ffn_token)(Ctx&, Tensor out, Tensor x, FfnWeights, Act);
+  // add_norm, and `route_linear` or `ffn_token` of what comes out, by one entry. False where shapes or types are none
+  // for it: nothing is done. Null where a backend has no such kernels.
+  bool (*norm_route_linear)(Ctx&, Tensor scores, ExpertLists out, AddNorm, Tensor w, Tensor b,
+                            double cut);
+  bool (*norm_ffn_token)(Ctx&, Tensor out, AddNorm, FfnWeights, Act);
   // Gathered training. Both entries are null where a backend has no such kernels, else neither.
   // Forward: out as of ffn_gathered without `known`; writes what its backward pass reads to kept.
   // Sums over experts run in the order of experts.                                      out,x[N,D]

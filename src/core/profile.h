@@ -57,8 +57,10 @@ constexpr void visit_ops(F&& f) {
   f.template operator()<&Ops::gate_loss_add>("gate_loss_add");
   f.template operator()<&Ops::route>("route");
   f.template operator()<&Ops::route_linear>("route_linear");
+  f.template operator()<&Ops::norm_route_linear>("norm_route_linear");
   f.template operator()<&Ops::ffn_gathered>("ffn_gathered");
   f.template operator()<&Ops::ffn_token>("ffn_token");
+  f.template operator()<&Ops::norm_ffn_token>("norm_ffn_token");
   f.template operator()<&Ops::ffn_train>("ffn_train");
   f.template operator()<&Ops::ffn_train_backward_add>("ffn_train_backward_add");
   f.template operator()<&Ops::hoyer_add>("hoyer_add");

@@ -15,12 +15,13 @@ void linear(Backend& be, Tensor out, Tensor x, const Tensor& w, const Tensor& b,
   if (b) be.ops.bias_add(*be.ctx, out, b);
 }
 
-// sum = a + b, and out = norm(sum).
-void add_norm(Backend& be, Tensor out, Tensor stats, Tensor sum, Tensor a, Tensor b,
-              const Tensor& w, const Tensor& bias, double eps) {
-  if (be.ops.add_norm) return be.ops.add_norm(*be.ctx, out, stats, sum, a, b, w, bias, eps);
-  be.ops.add(*be.ctx, sum, a, b);
-  be.ops.norm(*be.ctx, out, stats, sum, w, bias, eps);
+// sum = a + b, and out = norm(sum); nothing for an n that is empty.
+void add_norm(Backend& be, const AddNorm& n) {
+  if (!n.out) return;
+  if (be.ops.add_norm)
+    return be.ops.add_norm(*be.ctx, n.out, n.stats, n.sum, n.a, n.b, n.w, n.bias, n.eps);
+  be.ops.add(*be.ctx, n.sum, n.a, n.b);
+  be.ops.norm(*be.ctx, n.out, n.stats, n.sum, n.w, n.bias, n.eps);
 }
 
 // s.delta of s.norm1.
@@ -78,16 +79,25 @@ void gate_layer(Backend& be, const FfnPlan& plan, Run run, LayerState& s) {
     be.ops.route(*be.ctx, s.index, s.count, s.gates);
 }
 
-// Scores, gates and lists of a layer with a router; `looked_ahead`: the scores are there.
+// Scores, gates and lists of a layer with a router, and s.norm2, which `in` makes; `looked_ahead`: the scores are
+// there.
 void route_layer(Backend& be, const LayerParams& w, const FfnPlan& plan, Run run, bool looked_ahead,
-                 LayerState& s) {
+                 const AddNorm& in, LayerState& s) {
+  const Ops& op = be.ops;
+  const bool plain = !looked_ahead && plan.router == RouterKind::linear &&
+                     plan.squash == Squash::sigmoid && plan.rule == Rule::threshold &&
+                     !plan.scaled && run.gate == Gate::hard && run.noise == 0;
+  if (plain && in.out && plan.input == RouterInput::normed && op.norm_route_linear &&
+      op.norm_route_linear(*be.ctx, s.scores, expert_lists(s), in, w.router_w, w.router_b,
+                           plan.cut)) {
+    return;
+  }
+  add_norm(be, in);
   if (looked_ahead) return gate_layer(be, plan, run, s);
   const Tensor input = router_input(be, plan, s.norm2, s);
-  const bool plain = plan.router == RouterKind::linear && plan.squash == Squash::sigmoid &&
-                     plan.rule == Rule::threshold && !plan.scaled;
-  if (be.ops.route_linear && plain && run.gate == Gate::hard && run.noise == 0 &&
-      be.ops.route_linear(*be.ctx, s.scores, expert_lists(s), input, w.router_w, w.router_b,
-                          plan.cut)) {
+  if (plain && op.route_linear &&
+      op.route_linear(*be.ctx, s.scores, expert_lists(s), input, w.router_w, w.router_b,
+                      plan.cut)) {
     return;
   }
   score_layer(be, w, plan, run, input, s);
@@ -169,12 +179,22 @@ namespace {
 
 // As self_routed_ffn, of any layer.
 bool skipping_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
-                  Run run, LayerState& s, bool looked_ahead) {
+                  Run run, const AddNorm& in, LayerState& s, bool looked_ahead) {
   const Ops& op = be.ops;
-  if (plan.router == RouterKind::activation || plan.router == RouterKind::gate)
+  if (plan.router == RouterKind::activation || plan.router == RouterKind::gate) {
+    add_norm(be, in);
     return self_routed_ffn(be, c, w, plan, run, s);
+  }
   const bool routed = plan.router != RouterKind::none;
-  if (routed) route_layer(be, w, plan, run, looked_ahead, s);
+  const bool dense = !routed && !s.probs && plan.in_cut < 0;
+  if (dense && in.out && op.norm_ffn_token &&
+      op.norm_ffn_token(*be.ctx, s.delta, in, ffn_weights(w), c.act)) {
+    return true;
+  }
+  if (routed)
+    route_layer(be, w, plan, run, looked_ahead, in, s);
+  else
+    add_norm(be, in);
   if (routed && run.exec == Exec::gathered) {
     op.ffn_gathered(*be.ctx, s.delta, s.norm2, s.gates, s.index, s.count, {}, w.up_w, w.up_b,
                     w.gate_w, w.down_w, c.act);
@@ -184,18 +204,18 @@ bool skipping_ffn(Backend& be, const ModelConfig& c, const LayerParams& w, const
     op.ffn_train(*be.ctx, s.delta, packed_rows(s), s.norm2, expert_lists(s), ffn_weights(w), c.act);
     return true;
   }
-  if (!routed && !s.probs && plan.in_cut < 0 && op.ffn_token &&
-      op.ffn_token(*be.ctx, s.delta, s.norm2, ffn_weights(w), c.act)) {
+  if (dense && op.ffn_token && op.ffn_token(*be.ctx, s.delta, s.norm2, ffn_weights(w), c.act)) {
     return true;
   }
   dense_act(be, c, w, plan, run, s);
   return false;
 }
 
-// s.delta of s.norm2.
+// s.delta of s.norm2, which `in` makes.
 void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
-                 Run run, LayerState& s, bool looked_ahead) {
-  if (!skipping_ffn(be, c, w, plan, run, s, looked_ahead)) return masked_ffn(be, w, plan, run, s);
+                 Run run, const AddNorm& in, LayerState& s, bool looked_ahead) {
+  if (!skipping_ffn(be, c, w, plan, run, in, s, looked_ahead))
+    return masked_ffn(be, w, plan, run, s);
   if (w.down_b) be.ops.bias_add(*be.ctx, s.delta, w.down_b);
 }
 
@@ -204,7 +224,7 @@ void ffn_of_norm(Backend& be, const ModelConfig& c, const LayerParams& w, const 
 void ffn_layer(Backend& be, const ModelConfig& c, const LayerParams& w, const FfnPlan& plan,
                Run run, LayerState& s, bool looked_ahead) {
   be.ops.norm(*be.ctx, s.norm2, s.stats2, s.mid, w.norm2_w, w.norm2_b, c.norm_eps);
-  ffn_of_norm(be, c, w, plan, run, s, looked_ahead);
+  ffn_of_norm(be, c, w, plan, run, {}, s, looked_ahead);
 }
 
 void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chunk chunk, Run run,
@@ -245,12 +265,12 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
     LayerState s = rows_of(state.layer[i], chunk);
     const LayerParams& w = p.layer[i];
     attention_layer(be, c, w, chunk, s);
-    add_norm(be, s.norm2, s.stats2, s.mid, s.x, s.delta, w.norm2_w, w.norm2_b, c.norm_eps);
     Run own = run;
     own.seed = hash64(run.seed, i);
-    ffn_of_norm(be, c, w, plan.layer[i], own, s, i > 0 && ahead(i));
+    const AddNorm in{s.norm2, s.stats2, s.mid, s.x, s.delta, w.norm2_w, w.norm2_b, c.norm_eps};
+    ffn_of_norm(be, c, w, plan.layer[i], own, in, s, i > 0 && ahead(i));
     if (i + 1 == p.layer.size()) {
-      add_norm(be, norm, stats, x_out, s.mid, s.delta, p.norm_w, p.norm_b, c.norm_eps);
+      add_norm(be, {norm, stats, x_out, s.mid, s.delta, p.norm_w, p.norm_b, c.norm_eps});
       break;
     }
     LayerState next = rows_of(state.layer[i + 1], chunk);
@@ -259,7 +279,8 @@ void forward(Backend& be, const Params& p, const Plan& plan, Tensor tokens, Chun
       const FfnPlan& f = plan.layer[i + 1];
       score_layer(be, u, f, own, router_input(be, f, s.norm2, next), next);
     }
-    add_norm(be, next.norm1, next.stats1, next.x, s.mid, s.delta, u.norm1_w, u.norm1_b, c.norm_eps);
+    add_norm(be,
+             {next.norm1, next.stats1, next.x, s.mid, s.delta, u.norm1_w, u.norm1_b, c.norm_eps});
   }
   be.ops.gemm(*be.ctx, first_rows(state.logits, N), norm, false, p.head(), true);
 }
