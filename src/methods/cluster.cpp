@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "methods/in_order.h"
 
 namespace lte {
 namespace {
@@ -24,20 +25,12 @@ struct Clustering {
       for (int64_t r = 0; r < n; ++r) sums[r] += (column[r] - one[i]) * (column[r] - one[i]);
     }
   }
-  std::vector<float> turned(const std::vector<float>& rows, int64_t n) const {
-    std::vector<float> t(rows.size());
-    for (int64_t r = 0; r < n; ++r) {
-      for (int64_t i = 0; i < D; ++i)
-        t[static_cast<size_t>(i * n + r)] = rows[static_cast<size_t>(r * D + i)];
-    }
-    return t;
-  }
   float& at(int64_t j, int64_t c) { return distance[static_cast<size_t>(j * k + c)]; }
 
   // k-means++ (Arthur and Vassilvitskii, 2007).
   void seed_centres(Rng& rng) {
     std::vector<double> nearest(static_cast<size_t>(F), 1e30);
-    const std::vector<float> columns = turned(x, F);
+    const std::vector<float> columns = transposed(x.data(), F, D);
     std::vector<float> away(static_cast<size_t>(F));
     int64_t pick = static_cast<int64_t>(rng.below(static_cast<uint64_t>(F)));
     for (int64_t c = 0; c < k; ++c) {
@@ -57,7 +50,7 @@ struct Clustering {
   }
 
   void measure() {
-    const std::vector<float> columns = turned(centre, k);
+    const std::vector<float> columns = transposed(centre.data(), k, D);
     for (int64_t j = 0; j < F; ++j) squared(&at(j, 0), columns, k, &x[static_cast<size_t>(j * D)]);
   }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "methods/in_order.h"
 #include "methods/predictor.h"
 
 namespace lte {
@@ -14,6 +15,7 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
   const int64_t N = s.act.rows(), F = s.act.cols(), G = plan.group, D = s.mid.cols();
   c.output.resize(static_cast<size_t>((c.n + N) * c.E));
   Floats block(be.memory), output(be.memory);
+  std::vector<float> norms(static_cast<size_t>(N));
   Tensor act = view(block, {N, G}), y = view(output, {N, D}), down = shape(DType::f32, {G, D});
   for (int64_t e = 0; e < c.E; ++e) {
     for (int64_t n = 0; n < N; ++n) {
@@ -22,11 +24,9 @@ void append_output_norms(Backend& be, const LayerParams& w, const FfnPlan& plan,
     down.data = w.down_w.as<float>() + e * G * D;
     be.ops.gemm(*be.ctx, y, act, false, down, false);
     be.finish();
-    for (int64_t n = 0; n < N; ++n) {
-      const float* row = &output[static_cast<size_t>(n * D)];
-      c.output[static_cast<size_t>((c.n + n) * c.E + e)] =
-          std::sqrt(std::inner_product(row, row + D, row, 0.f));
-    }
+    row_norms(norms.data(), output.data(), N, D);
+    for (int64_t n = 0; n < N; ++n)
+      c.output[static_cast<size_t>((c.n + n) * c.E + e)] = norms[static_cast<size_t>(n)];
   }
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "methods/in_order.h"
 
 namespace lte {
 namespace {
@@ -12,14 +13,12 @@ namespace {
 // z[n,E] = input w' + b for the given rows.
 void logits_of(const Contributions& c, std::span<const int64_t> rows, const float* w,
                const float* b, std::vector<float>& z) {
-  z.resize(rows.size() * static_cast<size_t>(c.E));
+  const auto E = static_cast<size_t>(c.E), D = static_cast<size_t>(c.D);
+  const std::vector<float> columns = transposed(w, c.E, c.D);
+  z.resize(rows.size() * E);
   for (size_t r = 0; r < rows.size(); ++r) {
-    const float* x = &c.input[static_cast<size_t>(rows[r] * c.D)];
-    for (int64_t e = 0; e < c.E; ++e) {
-      float sum = b[e];
-      for (int64_t d = 0; d < c.D; ++d) sum += x[d] * w[e * c.D + d];
-      z[r * static_cast<size_t>(c.E) + static_cast<size_t>(e)] = sum;
-    }
+    std::copy_n(b, E, &z[r * E]);
+    add_products(&z[r * E], &c.input[static_cast<size_t>(rows[r]) * D], columns.data(), c.D, c.E);
   }
 }
 
