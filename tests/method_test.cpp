@@ -186,6 +186,31 @@ TEST_P(EveryMethod, MaskedIsGatheredAndTimedIsUntimed) {
   }
 }
 
+// With every gate open, and no score a weight, the fitted model is its own dense model.
+TEST_P(EveryMethod, AllOpenIsDense) {
+  const Method& m = *GetParam();
+  for (const char* model : models_for(m)) {
+    Fitting q(model);
+    const Fitted f = q.run(m.name, small_knobs(m));
+    Plan open = f.plan, dense = f.plan;
+    for (FfnPlan& p : open.layer) {
+      p.rule = Rule::all, p.scaled = false, p.in_cut = std::min(p.in_cut, 0.0);
+      if (p.squash == Squash::kept_softmax) p.squash = Squash::none;
+    }
+    for (FfnPlan& p : dense.layer) p.router = RouterKind::none, p.in_cut = -1;
+    const std::vector<Window> windows = test_windows(q.valid, 16);
+    const auto outcome = [&](const Plan& plan, Exec exec) {
+      return score(q.be, f.params, plan, q.valid, windows, {4, 16, 0}, exec);
+    };
+    const Outcome want = outcome(dense, Exec::masked);
+    for (const Exec exec : {Exec::masked, Exec::gathered}) {
+      const Outcome got = outcome(open, exec);
+      EXPECT_EQ(got.active, want.active);
+      EXPECT_NEAR(got.loss, want.loss, 1e-5);
+    }
+  }
+}
+
 // How good routers are is part of a fit wherever they were trained to predict or to gate.
 TEST_P(EveryMethod, RoutersAreLookedAt) {
   const Method& m = *GetParam();
