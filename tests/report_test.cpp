@@ -298,6 +298,19 @@ TEST(Report, FarRowsDoNotHideTheOthers) {
   EXPECT_EQ(report.svg.at(name + "-all.svg").find("beyond the axis"), std::string::npos);
 }
 
+TEST(Report, RankingIsByLossAndNamesWhatDiffers) {
+  std::vector<Record> r = some_records();
+  for (const char* group : {"4", "32"})
+    r.push_back(record("moefication", {{"active", "0.25"}, {"group", group}}, 0,
+                       group[0] == '4' ? 1.05 : 1.5, 0.25));
+  const std::string svg = make_report(r, {}).svg.at("tradeoff-gpt2-nano-dialects-ranking.svg");
+  const size_t first = svg.find(">moefication group=4<"), second = svg.find(">lte-one-stage<"),
+               third = svg.find(">moefication group=32<");
+  EXPECT_TRUE(first < second && second < third && third != std::string::npos) << svg;
+  EXPECT_EQ(svg.find("active="), std::string::npos) << svg;
+  EXPECT_EQ(svg.find("prune"), std::string::npos) << "a row of the paper's protocol";
+}
+
 TEST(Report, EscapesOddNames) {
   Record r = record("a|b<script>&'\"", {{"active", "0.5"}}, 0, 1, 0.5);
   r.what.suite = "s|x", r.what.base.dataset = "text:<d>/*\nnew*", r.status = "failed";

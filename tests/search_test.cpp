@@ -38,15 +38,14 @@ struct Search {
 };
 
 // The form of a method: "" is what was searched for all alike; "noise" are routers that start at random and
-// are kept undecided by noise, "labels" the labels that Deja Vu is best with; "other" was tried once.
+// are kept undecided by noise, "labels 0.25" labels that name a quarter of what is computed; "other" was tried once.
 std::string form_of(const Experiment& e) {
   const auto has = [&](const char* knob) { return e.knobs.contains(knob); };
   if (has("warm_tokens") && !has("start")) return "noise";
-  if (e.method == "deja-vu" && has("label_share") && e.knobs.at("label_share") == "0.125")
-    return "labels";
+  if (has("label_share")) return "labels " + e.knobs.at("label_share");
   const bool before = has("before") && !(e.method == "d2dmoe" && e.knobs.at("before") == "0.3");
   const bool other = before || has("decay") || has("allocation") || has("warm_tokens") ||
-                     has("construction") || has("noise") || has("label_share");
+                     has("construction") || has("noise");
   return other ? "other" : "";
 }
 
@@ -65,6 +64,20 @@ std::map<Key, Search> searches() {
   return found;
 }
 
+// What a method's labels name in the suites: what has the lowest loss, all tried at the rate that is best for labels of all
+// that is computed.
+std::string chosen_form(const std::map<Key, Search>& all, const std::string& dataset,
+                        const std::string& method) {
+  std::string chosen;
+  const std::string rate = all.at({dataset, method, ""}).best();
+  for (const auto& [key, search] : all) {
+    if (key[0] == dataset && key[1] == method && key[2].starts_with("labels") &&
+        search.loss(rate) < all.at({dataset, method, chosen}).loss(rate))
+      chosen = key[2];
+  }
+  return chosen;
+}
+
 TEST(Search, EveryMethodHadTheSameTrials) {
   const auto all = searches();
   std::set<std::string> first;
@@ -76,15 +89,18 @@ TEST(Search, EveryMethodHadTheSameTrials) {
     const std::string what = key[0] + " " + key[1] + " " + key[2];
     std::set<std::string> rates;
     for (const auto& [lr, runs] : search.trials) rates.insert(lr);
-    if (key[2] == "other") {
+    const bool label = key[2].starts_with("labels");
+    if (key[2] == "other" || (label && rates.size() == 1)) {
       EXPECT_EQ(rates, std::set<std::string>{all.at({key[0], key[1], ""}).best()}) << what;
     } else {
       EXPECT_EQ(rates, first) << what;
     }
+    if (label && key[2] == chosen_form(all, key[0], key[1])) EXPECT_EQ(rates, first) << what;
   }
   EXPECT_EQ(forms[""], 8 * 6 + 18) << "eight methods on six datasets, five where they are trained";
-  EXPECT_EQ(forms["other"], 7 * 4 + 2 * 2)
-      << "one other form of the seven on the nano models; labels of two on all";
+  EXPECT_EQ(forms["other"], 7 * 4) << "one other form of the seven on the nano models";
+  for (const char* share : {"0.5", "0.25", "0.125"})
+    EXPECT_EQ(forms[std::string("labels ") + share], 2 * 6) << "labels of two methods";
 }
 
 // What an oracle keeps is the best that its experts allow: no selector of the same experts, as published, is
@@ -112,16 +128,32 @@ TEST(Records, OraclesBoundTheirSelectors) {
 class Suite : public ::testing::TestWithParam<const char*> {};
 TEST_P(Suite, TrainsWithTheBestLearningRate) {
   const auto all = searches();
+  std::map<Key, bool> used;  // the chosen forms
   int held = 0;
   for (const Experiment& e : load_suite(kRoot + "/suites/" + GetParam()).experiments) {
     if (e.protocol == "paper") continue;
     ++held;
-    const auto search = all.find({e.base.dataset, e.method, form_of(e) == "noise" ? "noise" : ""});
+    const std::string form = form_of(e) == "other" ? "" : form_of(e);
+    const auto search = all.find({e.base.dataset, e.method, form});
     ASSERT_NE(search, all.end()) << "no search for " << name_of(e);
     EXPECT_EQ(e.knobs.at("lr"), search->second.best()) << name_of(e);
+    const std::string chosen = chosen_form(all, e.base.dataset, e.method);
+    const bool labels = form.starts_with("labels");
+    EXPECT_TRUE(form == chosen || !labels) << name_of(e);
+    used[{e.base.dataset, e.method, chosen}] |= form == chosen;
+    size_t trials = search->second.trials.size();
+    if (form == chosen) {  // labels were chosen by trials too
+      for (const auto& [key, other] : all) {
+        if (key[0] == e.base.dataset && key[1] == e.method && key[2] != form &&
+            (key[2].empty() || key[2].starts_with("labels")))
+          trials += other.trials.size();
+      }
+    }
     const bool own = !e.knobs.contains("score") || e.knobs.at("score") == "wanda";
-    EXPECT_EQ(e.trials, own ? static_cast<int>(search->second.trials.size()) : 1) << name_of(e);
+    EXPECT_EQ(e.trials, own ? static_cast<int>(trials) : 1) << name_of(e);
   }
+  for (const auto& [key, is_used] : used)
+    EXPECT_TRUE(is_used) << key[1] << " does not train with " << key[2] << " on " << key[0];
   EXPECT_GT(held, 10);
 }
 // The committed results hold every row of the suite, and no row of it that the suite no longer has.

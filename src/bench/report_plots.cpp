@@ -167,6 +167,13 @@ constexpr Metric kMetrics[] = {{"exact", "Exact match", &Record::exact_match},
                                {"rouge", "ROUGE-L", &Record::rouge_l},
                                {"slots", "Slot error", &Record::slot_error}};
 
+// A row's label without its active fraction.
+std::string short_label(const std::string& label) {
+  const size_t at = label.find(" active=");
+  if (at == label.npos) return label;
+  return label.substr(0, at) + label.substr(std::min(label.size(), label.find(' ', at + 1)));
+}
+
 // The rows at equal budget near kShown by their loss, best first.
 Ranking ranking_of(const Group& g) {
   Ranking r{.title = "Test loss near a quarter of the neurons, equal budget",
@@ -177,7 +184,8 @@ Ranking ranking_of(const Group& g) {
     if (!p) continue;
     if (is_dense(row)) r.level = p->y, r.level_name = "dense";
     if (is_dense(row) || std::abs(p->x - kShown) > kSamePoint) continue;
-    r.lines.push_back({row.label, p->y, p->low, p->high, row.what().method.starts_with("lte")});
+    r.lines.push_back(
+        {short_label(row.label), p->y, p->low, p->high, row.what().method.starts_with("lte")});
   }
   std::stable_sort(r.lines.begin(), r.lines.end(),
                    [](const auto& a, const auto& b) { return a.value < b.value; });
