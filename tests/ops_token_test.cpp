@@ -153,34 +153,47 @@ TEST_P(TokenTest, NormedProductsAreTheirOperations) {
         be.finish();
         const double most = std::max(1.0, largest(values(two.out)));
         const Tensor w = weights(), b = normal({M});
-        const FfnWeights ffn{.up = w, .up_bias = {}, .gate_w = weights(), .down = weights()};
+        const bool gated = M != 9;
+        const Act act = gated ? Act::silu : Act::gelu_tanh;
+        const FfnWeights ffn{.up = w,
+                             .up_bias = gated ? Tensor{} : normal({M}),
+                             .gate_w = gated ? weights() : Tensor{},
+                             .down = weights()};
         const Tensor out = blank({N, M}), want = blank({N, M});
         const Tensor y = blank({N, D}), y2 = blank({N, D}), gates = blank({N, M}),
                      open = blank({N, M});
         const Tensor index = s.blank(DType::i32, {M, N}), count = s.blank(DType::i32, {M});
-        const std::string before = bits(out) + bits(in.out) + bits(in.sum) + bits(y);
+        const Tensor index2 = s.blank(DType::i32, {M, N}), count2 = s.blank(DType::i32, {M});
+        const auto all_bits = [&] {
+          std::string all;
+          for (const Tensor& t : {out, in.out, in.stats, in.sum, y, gates, index, count})
+            all += bits(t);
+          return all;
+        };
         const std::function<bool(const Ops&, Ctx&)> fused[] = {
             [&](const Ops& o, Ctx& c) {
               return !o.norm_route_linear ||
                      o.norm_route_linear(c, out, {gates, index, count}, in, w, b, 0.5);
             },
-            [&](const Ops& o, Ctx& c) { return o.norm_ffn_token(c, y, in, ffn, Act::silu); }};
+            [&](const Ops& o, Ctx& c) { return o.norm_ffn_token(c, y, in, ffn, act); }};
         for (int kind = 0; kind < 2; ++kind) {
           SCOPED_TRACE(fmt::format("entry {}", kind));
           if (kind == 0 && !op.norm_route_linear) continue;  // a variant without it
           bool taken = false;
-          run({out, in.out, in.stats, in.sum, y},
+          for (const Tensor& t : {in.out, in.stats, in.sum}) std::memset(t.data, 0xff, t.bytes());
+          const std::string unmade = all_bits();
+          run({out, in.out, in.stats, in.sum, y, gates, index, count},
               [&](const Ops& o, Ctx& c) { taken = fused[kind](o, c); });
           EXPECT_EQ(taken, half && N == 1 && D % 8 == 0 && D >= 2048);
           if (!taken) {
-            EXPECT_TRUE(bits(out) + bits(in.out) + bits(in.sum) + bits(y) == before);
+            EXPECT_TRUE(all_bits() == unmade);
             continue;
           }
           expect_same_bits(in.sum, two.sum, "sum");
           expect_close(in.stats, values(two.stats), tol(D, 1), "stats");
           expect_close(in.out, values(two.out), tol(D, most), "norm");
           if (kind == 1) {
-            op.ffn_token(*be.ctx, y2, two.out, ffn, Act::silu);
+            op.ffn_token(*be.ctx, y2, two.out, ffn, act);
             be.finish();
             expect_close(y, values(y2), tol(D + M, most), "dense layer");
             continue;
@@ -190,7 +203,11 @@ TEST_P(TokenTest, NormedProductsAreTheirOperations) {
           op.gate(*be.ctx, open, out, Rule::threshold, 0.5);
           be.finish();
           expect_close(out, values(want), tol(D, most), "scores");
+          op.route(*be.ctx, index2, count2, open);
+          be.finish();
           expect_same_bits(gates, open, "gates");
+          expect_same_bits(index, index2, "lists");
+          expect_same_bits(count, count2, "counts");
         }
         if (half && N == 1 && D % 8 == 0 && D >= 2048) {
           put(in.b, D / 2, NAN);

@@ -311,6 +311,21 @@ TEST(Report, RankingIsByLossAndNamesWhatDiffers) {
   EXPECT_EQ(svg.find("prune"), std::string::npos) << "a row of the paper's protocol";
 }
 
+// A knob that is searched for makes a curve of its own where a row stands beside it that differs in that alone.
+TEST(Report, SearchedLabelsAreACurveOfTheirOwn) {
+  std::vector<Record> r = {record("dense", {}, 0, 1.0, 1.0)};
+  for (const char* active : {"0.5", "0.25"}) {
+    const double a = std::stod(active);
+    r.push_back(record("deja-vu", {{"active", active}, {"label_share", "0.25"}}, 0, 1.5 - a, a));
+    r.push_back(record("lte-one-stage", {{"active", active}, {"label_share", "0.5"}}, 0, 1, a));
+  }
+  r.push_back(record("deja-vu", {{"active", "0.25"}}, 0, 9, 0.25));
+  const std::string page = make_report(r, {}).markdown;
+  EXPECT_NE(page.find("deja-vu label_share (equal budget)"), std::string::npos) << page;
+  EXPECT_NE(page.find("deja-vu (equal budget)"), std::string::npos);
+  EXPECT_NE(page.find("lte-one-stage (equal budget)"), std::string::npos);
+}
+
 TEST(Report, EscapesOddNames) {
   Record r = record("a|b<script>&'\"", {{"active", "0.5"}}, 0, 1, 0.5);
   r.what.suite = "s|x", r.what.base.dataset = "text:<d>/*\nnew*", r.status = "failed";

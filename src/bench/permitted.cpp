@@ -21,6 +21,28 @@ constexpr const char* kVariants[] = {
 // Those that are written wherever they are set, so that a row means the same in every column; so are single
 // neurons in place of experts.
 constexpr const char* kAlways[] = {"score", "scaled", "lambda", "before"};
+// Chosen by a search on each dataset: another curve, without its value, only beside one that has none or another.
+constexpr const char* kSearched = "label_share";
+
+std::string value_of(const Experiment& e, const char* knob) {
+  const auto found = e.knobs.find(knob);
+  return found == e.knobs.end() ? "" : found->second;
+}
+
+// Whether some row would lie on the row's curve but for kSearched.
+bool has_rival(const Experiment& e, std::span<const Group> groups) {
+  const auto rivals = [&](const Record* r) {
+    const Experiment& o = r->what;
+    return o.method == e.method && o.base.dataset == e.base.dataset &&
+           o.base.model == e.base.model && o.protocol == e.protocol &&
+           value_of(o, kSearched) != value_of(e, kSearched) &&
+           std::all_of(std::begin(kVariants), std::end(kVariants),
+                       [&](const char* knob) { return value_of(o, knob) == value_of(e, knob); });
+  };
+  return std::any_of(groups.begin(), groups.end(), [&](const Group& g) {
+    return std::any_of(g.records.begin(), g.records.end(), rivals);
+  });
+}
 
 std::string variant_of(const Row& row, std::span<const Group> groups) {
   const Experiment& e = row.what();
@@ -42,6 +64,7 @@ std::string variant_of(const Row& row, std::span<const Group> groups) {
                               [&](const char* name) { return knob == std::string(name); });
     if (differs || always) label += fmt::format(" {}={}", knob, own->second);
   }
+  if (e.knobs.contains(kSearched) && has_rival(e, groups)) label += fmt::format(" {}", kSearched);
   return fmt::format("{} ({})", label, e.protocol);
 }
 
