@@ -226,6 +226,10 @@ inline Backend open_late() {
     Later<&Ops::bias_add>::call(ctx, out, bias);
   };
   b.ops.ffn_token = [](Ctx&, Tensor, Tensor, FfnWeights, Act) { return false; };
+  b.ops.norm_ffn_token = [](Ctx&, Tensor, AddNorm, FfnWeights, Act) { return false; };
+  b.ops.norm_route_linear = [](Ctx&, Tensor, ExpertLists, AddNorm, Tensor, Tensor, double) {
+    return false;
+  };
   b.ops.attend_token = [](Ctx& ctx, Tensor out, Tensor qkv, Tensor k, Tensor v, Chunk c,
                           HeadShape h, double theta) {
     auto& late = static_cast<Late&>(ctx);

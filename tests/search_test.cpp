@@ -156,6 +156,25 @@ TEST(Search, BestSettingsHaveRows) {
   }
 }
 
+// But for the backend and the shape, which a run fits to the machine and the text.
+std::string name_anywhere(Experiment e) {
+  e.backend = "any", e.shape = {};
+  return name_of(e);
+}
+
+TEST(Search, EveryTrialIsRecorded) {
+  std::set<std::string> wanted, recorded;
+  for (const Experiment& e : load_suite(kRoot + "/suites/search.toml").experiments)
+    wanted.insert(name_anywhere(e));
+  for (const Record& r : latest(read_records(kRoot + "/results/trials.jsonl"))) {
+    if (r.what.suite == "search") recorded.insert(name_anywhere(r.what));
+  }
+  for (const std::string& name : wanted)
+    EXPECT_TRUE(recorded.contains(name)) << "not run: " << name;
+  for (const std::string& name : recorded)
+    EXPECT_TRUE(wanted.contains(name)) << "not in search.toml: " << name;
+}
+
 class Suite : public ::testing::TestWithParam<const char*> {};
 TEST_P(Suite, TrainsWithTheBestLearningRate) {
   const auto all = searches();
@@ -209,11 +228,6 @@ TEST_P(Suite, LabelsAreTheChosenOnes) {
 }
 // The committed results hold every row of the suite, and no row of it that the suite no longer has.
 TEST_P(Suite, EveryRowIsRecorded) {
-  // But for the backend and the shape, which a run fits to the machine and the text.
-  const auto name_anywhere = [](Experiment e) {
-    e.backend = "any", e.shape = {};
-    return name_of(e);
-  };
   const SuiteSpec suite = load_suite(kRoot + "/suites/" + GetParam());
   std::map<std::string, Experiment> recorded;
   for (const Record& r : latest(read_results(kRoot + "/results"))) {
