@@ -79,7 +79,7 @@ gpu-reproduce:
 	@scripts/gpu.sh "program"
 	@why=$$($(BUILD)/lte info | sed -n 's/^backend cuda (not here: \(.*\))$$/\1/p'); \
 	if [ -n "$$why" ]; then echo "gpu-reproduce: no device ($$why): not run"; exit 1; fi
-	@datasets/fetch.sh data
+	@datasets/fetch.sh data wikitext-2
 	@$(BUILD)/lte run suites/gpu.toml --backend cuda+tf32+fused --work runs/gpu --results results/gpu
 
 clean:

@@ -2,10 +2,11 @@
 # Fetches every file of manifest.toml into a folder: from $LTE_DATA_MIRROR if it is there, else from its
 # official address. Checks size and checksum; a file that is there and right is left alone. Of several
 # candidates for one split one suffices. Exit status: 1 if a split has no file in the end.
-#   usage: datasets/fetch.sh [DEST]        DEST is data unless given
+#   usage: datasets/fetch.sh [DEST [DATASET]]        DEST is data unless given; DATASET: only that one
 set -u
 
 dest=${1:-data}
+only=${2:-}
 manifest=$(dirname "$0")/manifest.toml
 mirror=${LTE_DATA_MIRROR:-}
 failures=0
@@ -60,6 +61,7 @@ obtain() {
 # One row: its keys are in the variables below.
 fetch_row() {
   local key="$dataset/$split" target="$dest/$path" from wrong
+  [ -z "$only" ] || [ "$dataset" = "$only" ] || return 0
   case $got in *" $key "*) return ;; esac
   if [ -f "$target" ] && [ -z "$(fault "$target")" ]; then
     echo "$path: is there"
@@ -109,6 +111,10 @@ while IFS= read -r line || [ -n "$line" ]; do
 done <"$manifest"
 [ -n "$path" ] && fetch_row
 
+if [ "$got$failed" = "  " ]; then
+  echo "$manifest has no dataset $only" >&2
+  exit 1
+fi
 for key in $failed; do
   case $got in *" $key "*) ;; *) failures=$((failures + 1)) && echo "$key: has no file" ;; esac
 done
