@@ -48,21 +48,19 @@ std::string variant_of(const Row& row, std::span<const Group> groups) {
   const Experiment& e = row.what();
   std::string label = e.method;
   for (const char* knob : kVariants) {
-    const auto own = e.knobs.find(knob);
-    if (own == e.knobs.end()) continue;
+    const std::string own = value_of(e, knob);
+    if (own.empty()) continue;
     const bool differs = std::any_of(groups.begin(), groups.end(), [&](const Group& g) {
       return g.dataset == e.base.dataset && g.model == e.base.model &&
              std::any_of(g.records.begin(), g.records.end(), [&](const Record* r) {
-               const auto other = r->what.knobs.find(knob);
-               return r->what.method == e.method &&
-                      (other == r->what.knobs.end() || other->second != own->second);
+               return r->what.method == e.method && value_of(r->what, knob) != own;
              });
     });
-    const bool single = knob == std::string("group") && own->second == "1";
+    const bool single = knob == std::string("group") && own == "1";
     const bool always =
         single || std::any_of(std::begin(kAlways), std::end(kAlways),
                               [&](const char* name) { return knob == std::string(name); });
-    if (differs || always) label += fmt::format(" {}={}", knob, own->second);
+    if (differs || always) label += fmt::format(" {}={}", knob, own);
   }
   if (e.knobs.contains(kSearched) && has_rival(e, groups)) label += fmt::format(" {}", kSearched);
   return fmt::format("{} ({})", label, e.protocol);
