@@ -309,6 +309,16 @@ check "shard 1 of 2" "$lte" run tiny.toml --work w1 --results s1 --shard 1/2
 digests res/records.jsonl > whole
 digests s0/records.jsonl s1/records.jsonl > parts
 check "two shards give the same records as one" cmp whole parts
+for n in 1 3; do
+  check "fits of $n threads" "$lte" run tiny.toml --work "t$n" --results "r$n" --threads "$n"
+  digests "r$n/records.jsonl" > parts
+  check "give the same records" cmp whole parts
+done
+rm -r t3/dense-*
+for folder in t3/prune-*; do rm -r "$folder" && echo > "$folder"; done
+"$lte" run tiny.toml --work t3 --results r4 --threads 3 > out 2> err
+check "a folder that is a file stops the suite" test "$? $(tail -n 1 err | grep -c 'prune-.*made')" = "1 1"
+check "the other fits went on to their ends" grep -q protocol t3/dense-*/record-*.json
 refuse "shard 3/2" "3/2" "$lte" run tiny.toml --shard 3/2
 refuse "shard x" "i/n" "$lte" run tiny.toml --shard x
 sed 's/^steps/stps/' tiny.toml > bad.toml

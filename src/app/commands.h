@@ -83,7 +83,6 @@ Dataset dataset_of(const LoadedRun&, const std::string& folder, const std::strin
 struct ProgressLine {
   bool terminal;
   double last = -1e9;
-  int last_stage = -1;
   bool open = false;  // a refreshed line is waiting for its end
 
   ProgressLine();

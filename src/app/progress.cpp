@@ -18,12 +18,11 @@ std::string duration(double seconds) {
 ProgressLine::ProgressLine() : terminal(isatty(STDERR_FILENO) != 0) {}
 
 void ProgressLine::show(const Progress& p) {
-  const bool news = p.stage != last_stage || p.finished;
   const double every = terminal ? 0.2 : 5;
-  if (!news && p.elapsed - last < every) return;
+  if (!p.finished && p.elapsed - last < every) return;
   if (!terminal && !p.finished && p.step == 0)
     return;  // a stage that has just begun has nothing to say
-  last = p.elapsed, last_stage = p.stage;
+  last = p.elapsed;
   std::string line;
   if (p.stages > 0) line += fmt::format("[{}/{}] ", p.stage, p.stages);
   line += p.what;

@@ -14,7 +14,7 @@ namespace lte {
 inline constexpr int kTrainerRevision = 4;
 
 struct Progress {
-  int stage = 0, stages = 0;  // stage k of n
+  int stage = 0, stages = 0;  // how many are done, this one counted; of how many
   std::string what;           // "train gpt2-nano on dialects"
   int64_t step = 0, steps = 0;
   double loss = 0, tokens_per_s = 0, elapsed = 0, remaining = 0;  // seconds; remaining < 0: unknown
