@@ -284,6 +284,7 @@ struct Form {
   Knobs knobs;
 };
 const Form kForms[] = {
+    {"lte-one-stage", {{"construction", "coactivation"}}},
     {"moefication", {{"selection", "similarity"}}},
     {"moefication", {{"selection", "oracle"}, {"score", "positive"}}},
     {"moefication", {{"construction", "coactivation"}, {"score", "norm"}}},

@@ -77,6 +77,17 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
   return plan;
 }
 
+Plan routed_plan(const FitInput& in, const Knobs& k, bool bias, double tau, int64_t& seen) {
+  const RouterInput input = router_input(k);
+  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
+                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  for (FfnPlan& f : plan.layer) {
+    f.router = RouterKind::linear, f.router_bias = bias, f.input = input;
+    f.rule = Rule::threshold, f.cut = tau;
+  }
+  return plan;
+}
+
 Plan top_k_plan(const FitInput& in, const Knobs& k, Squash squash, int64_t& seen) {
   const double active = get_active(k);
   Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),

@@ -15,6 +15,13 @@ inline constexpr KnobRow kConstruction = {
 Plan grouped_plan(const FitInput&, const std::string& construction, int group, int64_t tokens,
                   int64_t& seen);
 
+inline constexpr KnobRow kLooks = {"calibration", "131072",
+                                   "training tokens that coactivation looks at"};
+
+// From the knobs construction, group, calibration and router_input: experts with linear routers, open above the score
+// `tau`. Adds the tokens it looks at to `seen`.
+Plan routed_plan(const FitInput&, const Knobs&, bool bias, double tau, int64_t& seen);
+
 // k of top_k for an active fraction, at least one expert.
 double kept_experts(const ModelConfig&, const FfnPlan&, double active);
 

@@ -1,6 +1,7 @@
 // Learn To be Efficient (Zheng et al., NeurIPS 2024): experts by balanced k-means, sigmoid routers;
 // stage 1 with soft gates, efficiency and separability losses; stage 2 with frozen routers, hard
 // gates and the task loss alone.
+#include "methods/grouping.h"
 #include "methods/methods.h"
 
 namespace lte {
@@ -10,6 +11,8 @@ constexpr KnobRow kKnobs[] = {
     {"steps", "600", "training steps of both stages together"},
     {"split", "0.5", "share of the steps that stage 1 gets"},
     {"group", "32", "neurons in an expert; the paper uses 32"},
+    kConstruction,
+    kLooks,
     {"eta", "0.5", "weight of the efficiency loss: larger is sparser"},
     {"lambda", "0.5", "weight of the separability loss; the paper uses 0.5"},
     {"tau", "0.5", "threshold of the gates; the paper uses 0.5"},
@@ -31,10 +34,10 @@ Fitted fit_lte(const FitInput& in, const Knobs& k) {
       1, static_cast<int64_t>(get_number(k, "split", 0, 1) * static_cast<double>(steps)));
   const bool bias = k.at("router_bias") != "none";
   const double tau = get_number(k, "tau", 0, 1), lr2 = get_number(k, "lr2", 0, 100);
-  const RouterInput input = router_input(k);
-  Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), bias,
-                          input, Rule::threshold, tau, in.seed);
+  int64_t seen = 0;
+  const Plan plan = routed_plan(in, k, bias, tau, seen);
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  f.calibration_tokens = seen;
   init_routers(f.params, get_number(k, "router_std", 0, 100),
                bias ? get_number(k, "router_bias", -100, 100) : 0, in.seed);
   add_histogram(in, f, Gate::soft, "before");

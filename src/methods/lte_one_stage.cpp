@@ -7,6 +7,7 @@
 #include <cmath>
 #include <functional>
 
+#include "methods/grouping.h"
 #include "methods/methods.h"
 #include "methods/router_fit.h"
 #include "model/batches.h"
@@ -19,6 +20,8 @@ constexpr KnobRow kKnobs[] = {
     {"steps", "600", "training steps"},
     {"active", "0.25", "wanted fraction of active neurons"},
     {"group", "32", "neurons in an expert"},
+    kConstruction,
+    kLooks,
     {"start", "0",
      "active fraction of the warm-started routers, from where steering begins; 0: that of active"},
     {"ramp", "0.5", "share of the steps in which the wanted fraction falls from start to active"},
@@ -76,11 +79,11 @@ int64_t shift_biases(const FitInput& in, Fitted& f, double active) {
 Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const double active = get_active(k);
   const double asked = get_number(k, "start", 0, 1), start = asked == 0 ? active : asked;
-  const RouterInput input = router_input(k);
-  Plan plan = routed_plan(in.dense, static_cast<int>(get_whole(k, "group", 1, 1 << 20)), true,
-                          input, Rule::threshold, 0.5, in.seed);
+  int64_t looked = 0;
+  Plan plan = routed_plan(in, k, true, 0.5, looked);
   for (FfnPlan& l : plan.layer) l.scaled = get_whole(k, "scaled", 0, 1) == 1;
   Fitted f{.params = apply_order(in.dense, plan), .plan = plan, .histograms = {}};
+  f.calibration_tokens = looked;
   init_routers(f.params, get_number(k, "router_std", 0, 100), 0, in.seed);
   const int64_t warm = get_whole(k, "warm_tokens", 0, 1 << 24);
   const double labelled = start * get_number(k, "label_share", 0.001, 1);
@@ -90,7 +93,7 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
     f.train_flops +=
         fit_routers(f.params, plan, seen.layer, labelled, start, warm_steps, 0.01, in.seed);
-    f.calibration_tokens = seen.tokens;
+    f.calibration_tokens += seen.tokens;
   }
   add_histogram(in, f, Gate::hard, "before");
 

@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include "core/rng.h"
-#include "methods/cluster.h"
 #include "model/batches.h"
 #include "model/score.h"
 
@@ -153,26 +152,6 @@ void add_histogram(const FitInput& in, Fitted& f, Gate gate, const std::string& 
       test_windows(in.valid, std::min(in.seq, f.params.cfg.max_seq), 16);
   f.histograms.push_back(
       {stage, score_histogram(in.backend, f.params, f.plan, in.valid, windows, gate)});
-}
-
-Plan routed_plan(const Params& dense, int group, bool bias, RouterInput input, Rule rule,
-                 double cut, uint64_t seed) {
-  const ModelConfig& c = dense.cfg;
-  LTE_CHECK(group >= 1 && c.ffn % group == 0,
-            fmt::format("knob group={}: wants a divisor of the FFN width {}", group, c.ffn));
-  Plan plan = dense_plan(c);
-  for (size_t i = 0; i < plan.layer.size(); ++i) {
-    const LayerParams& l = dense.layer[i];
-    plan.layer[i] = {
-        .group = group,
-        .order = balanced_kmeans(c.gated ? l.gate_w : l.up_w, group, hash64(seed, 0xc1, i)),
-        .router = RouterKind::linear,
-        .router_bias = bias,
-        .input = input,
-        .rule = rule,
-        .cut = cut};
-  }
-  return plan;
 }
 
 RouterInput router_input(const Knobs& k) {

@@ -84,9 +84,6 @@ int64_t calibrate(const FitInput&, const Params&, const Plan&, int64_t tokens,
                   const std::function<void(const State&)>& see);
 // Adds a histogram of the router scores on validation windows.
 void add_histogram(const FitInput&, Fitted&, Gate, const std::string& stage);
-// A plan of experts of `group` neighbours, grouped by balanced k-means, with linear routers.
-Plan routed_plan(const Params& dense, int group, bool bias, RouterInput, Rule, double cut,
-                 uint64_t seed);
 // The shared knob router_input: "normed" or "residual".
 RouterInput router_input(const Knobs&);
 // Fills the routers: weights normal(0, std), biases `bias`.
