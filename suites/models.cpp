@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 
 #include "core/device.h"
 #include "core/digest.h"
@@ -21,15 +20,6 @@ namespace lte {
 namespace {
 
 constexpr double kReferenceFlops = 1e9;
-
-double free_bytes() {
-  std::ifstream in("/proc/meminfo");
-  double kib = 0;
-  for (std::string word; in >> word;) {
-    if (word == "MemAvailable:" && in >> kib) return 1024 * kib;
-  }
-  return 1e30;
-}
 
 double params_bytes(const ModelConfig& c, DType weights) {
   const double D = c.dim, F = c.ffn;
@@ -80,7 +70,7 @@ void copy_cache(State& to, const State& from) {
 
 void want_memory(const Session& s, const std::string& what, double bytes) {
   const Device* device = s.backend.device;
-  const double host = free_bytes(),
+  const double host = free_memory(),
                have = device ? std::min(host, device->free_bytes(*s.backend.ctx)) : host;
   if (bytes <= have) return;
   throw Skip{fmt::format("{} wants {:.1f} GB of memory, {:.1f} are free", what, 1e-9 * bytes,

@@ -19,7 +19,7 @@ ProgressLine::ProgressLine() : terminal(isatty(STDERR_FILENO) != 0) {}
 
 void ProgressLine::show(const Progress& p) {
   const double every = terminal ? 0.2 : 5;
-  if (!p.finished && p.elapsed - last < every) return;
+  if (!p.finished && p.elapsed >= last && p.elapsed - last < every) return;
   if (!terminal && !p.finished && p.step == 0)
     return;  // a stage that has just begun has nothing to say
   last = p.elapsed;

@@ -45,7 +45,8 @@ struct Record {
   std::string split = "test";               // what was scored
 
   int64_t train_tokens = 0, calibration_tokens = 0;
-  double train_flops = 0, train_seconds = 0;
+  double train_flops = 0,
+         train_seconds = 0;  // of a suite's fits, which run side by side, on a share of the threads
   std::vector<Histogram> histograms;
   std::vector<Prediction> predictors;  // one a layer, on calibration text
   std::map<std::string, std::string>

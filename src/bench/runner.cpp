@@ -27,6 +27,9 @@ std::string short_hash(const std::string& text) { return sha256_hex(text).substr
 // Planned work of a stage, in training FLOPs; measuring and timing count as a little.
 constexpr double kSmallWork = 1e11;
 
+// What a fit may take: Deja Vu's predictors are shown some hundred thousand tokens of gpt2-micro at once.
+constexpr double kFitBytes = 3e9;
+
 // A stage under way. Several fits are, each on threads of its own.
 struct Stage {
   Progress now;
@@ -37,12 +40,12 @@ struct Runner {
   const RunnerSpec& spec;
   Backend be;
   Clock::time_point start = Clock::now();
-  std::map<std::string, std::unique_ptr<Dataset>> datasets;
-  std::vector<Experiment> mine;
-  std::mutex mutex;  // of what follows
+  std::map<std::string, std::unique_ptr<Dataset>> datasets{};
+  std::vector<Experiment> mine{};
+  std::mutex mutex{};  // of what follows
   int stages = 0;
   double work_total = 0, work_done = 0, work_cached = 0, work_under_way = 0;
-  RunSummary summary;
+  RunSummary summary{};
 
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -201,7 +204,8 @@ struct Runner {
     }
     const int cores = static_cast<int>(std::thread::hardware_concurrency()),
               threads = std::max(1, spec.threads > 0 ? spec.threads : cores),
-              workers = be.device ? 1 : std::min(threads, static_cast<int>(jobs.size()));
+              room = static_cast<int>(std::clamp(free_memory() / kFitBytes, 1.0, 1e6)),
+              workers = be.device ? 1 : std::min({threads, room, static_cast<int>(jobs.size())});
     std::atomic<size_t> next = 0;
     const auto work = [&](Backend& on, int n) {
       try {

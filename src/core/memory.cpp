@@ -1,4 +1,6 @@
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "core/tensor.h"
 #if defined(__linux__)
@@ -21,6 +23,15 @@ void* make_host_memory(size_t bytes) {
 #endif
   std::memset(block, 0, bytes);
   return block;
+}
+
+double free_memory() {
+  std::ifstream in("/proc/meminfo");
+  double kib = 0;
+  for (std::string word; in >> word;) {
+    if (word == "MemAvailable:" && in >> kib) return 1024 * kib;
+  }
+  return 1e30;
 }
 
 }  // namespace lte

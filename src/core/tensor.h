@@ -95,6 +95,8 @@ inline Tensor some_rows(const Tensor& t, int64_t first, int64_t n) {
 
 // Zero-filled, in large pages where it can be; null where there is none (memory.cpp).
 void* make_host_memory(size_t bytes);
+// Bytes that the system says can still be had without swapping; very many where it does not say.
+double free_memory();
 
 // Where tensors lie: host memory, or memory that a GPU shares with the host, which the host may then
 // touch whenever Ops::finish has returned and nothing was enqueued since.
