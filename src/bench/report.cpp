@@ -130,7 +130,7 @@ std::string padded(const std::string& cell, size_t width, bool right) {
 }
 
 std::string text_table(Table t) {
-  for (auto& row : t.rows) row.back() = svg::shorten(row.back());
+  for (auto& row : t.rows) row.back() = svg::shorten(row.back(), 46);
   std::vector<size_t> width;
   for (size_t c = 0; c < t.columns.size(); ++c) {
     width.push_back(svg::length(t.columns[c].title));

@@ -12,7 +12,6 @@ namespace {
 
 constexpr double kMargin = 0.06;    // of the range, on both sides of the data
 constexpr double kLargest = 1e100;  // beyond it, scales would overflow
-constexpr size_t kLegendChars = 46;
 
 const char* dashes(Stroke s) {
   if (s == Stroke::dashed) return " stroke-dasharray=\"7 4\"";
@@ -216,12 +215,12 @@ void frame(std::string& out, Box b, std::string_view x_label, std::string_view y
   out += "</g>\n";
 }
 
-std::string shorten(const std::string& name) {
-  if (length(name) <= kLegendChars) return name;
+std::string shorten(const std::string& name, size_t most) {
+  if (length(name) <= most) return name;
   size_t end = 0;
   for (size_t chars = 0; end < name.size(); ++end) {
     const bool starts = (static_cast<unsigned char>(name[end]) & 0xc0) != 0x80;
-    if (starts && ++chars == kLegendChars) break;
+    if (starts && ++chars == most) break;
   }
   return name.substr(0, end) + "…";
 }

@@ -52,8 +52,8 @@ void frame(std::string& out, Box, std::string_view x_label, std::string_view y_l
 // Where a plot with a legend at its right has its data, and its legend's entries.
 inline constexpr Box kBox{.x = 72, .y = 44, .width = 500, .height = 330};
 inline constexpr double kLegendX = 592, kLegendY = 52, kLegendLine = 22;
-// Names too long for a legend are cut.
-std::string shorten(const std::string& name);
+// Names of more than `most` characters are cut: too long for a legend.
+std::string shorten(const std::string& name, size_t most = 84);
 // The picture's beginning, as large as the box, the title and the legend need.
 std::string begin_plot(std::string_view title, const std::vector<std::string>& names);
 void no_data(std::string& out);
