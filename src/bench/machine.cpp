@@ -2,10 +2,10 @@
 
 #include <chrono>
 #include <fstream>
-#include <thread>
 
 #include "bench/measure.h"
 #include "core/gpu.h"
+#include "core/threads.h"
 #include "lte_build.h"
 
 namespace lte {
@@ -30,10 +30,9 @@ std::string today() {
 }  // namespace
 
 std::map<std::string, std::string> describe_machine(int threads) {
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
   return {{"cpu", cpu_model()},
-          {"cores", fmt::format("{}", cores)},
-          {"threads", fmt::format("{}", threads > 0 ? threads : cores)},
+          {"cores", fmt::format("{}", thread_count(0))},
+          {"threads", fmt::format("{}", thread_count(threads))},
           {"compiler", LTE_BUILD_COMPILER},
           {"flags", LTE_BUILD_FLAGS},
           {"build_type", LTE_BUILD_TYPE},

@@ -11,10 +11,10 @@
 #include <memory>
 #include <mutex>
 #include <set>
-#include <thread>
 
 #include "core/files.h"
 #include "core/hash.h"
+#include "core/threads.h"
 
 namespace lte {
 namespace {
@@ -202,8 +202,7 @@ struct Runner {
     for (const Experiment* e : group) {
       if (auto same = folders.extract(fit_folder(*e))) jobs.push_back(std::move(same.mapped()));
     }
-    const int cores = static_cast<int>(std::thread::hardware_concurrency()),
-              threads = std::max(1, spec.threads > 0 ? spec.threads : cores),
+    const int threads = thread_count(spec.threads),
               room = static_cast<int>(std::clamp(free_memory() / kFitBytes, 1.0, 1e6)),
               workers = be.device ? 1 : std::min({threads, room, static_cast<int>(jobs.size())});
     std::atomic<size_t> next = 0;

@@ -18,8 +18,12 @@ void pause() {
 
 }  // namespace
 
+int thread_count(int threads) {
+  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
 ThreadPool::ThreadPool(int threads) {
-  if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+  threads = thread_count(threads);
   LTE_CHECK(threads <= kMostThreads, "threads: " + std::to_string(threads) +
                                          " are too many; at most " + std::to_string(kMostThreads));
   for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { worker(i); });

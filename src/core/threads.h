@@ -11,8 +11,11 @@
 
 namespace lte {
 
+// How many threads are meant: at most 0 stands for one for each core.
+int thread_count(int threads);
+
 struct ThreadPool {
-  explicit ThreadPool(int threads);  // threads <= 0: one for each core; the caller counts as one
+  explicit ThreadPool(int threads);  // as of thread_count; the caller counts as one
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

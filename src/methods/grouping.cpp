@@ -77,10 +77,14 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
   return plan;
 }
 
+Plan grouped_plan(const FitInput& in, const Knobs& k, int64_t& seen) {
+  return grouped_plan(in, k.at("construction"), group_of(in, k),
+                      get_whole(k, "calibration", 1, 1 << 24), seen);
+}
+
 Plan routed_plan(const FitInput& in, const Knobs& k, bool bias, double tau, int64_t& seen) {
   const RouterInput input = router_input(k);
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
-                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  Plan plan = grouped_plan(in, k, seen);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::linear, f.router_bias = bias, f.input = input;
     f.rule = Rule::threshold, f.cut = tau;
@@ -90,8 +94,7 @@ Plan routed_plan(const FitInput& in, const Knobs& k, bool bias, double tau, int6
 
 Plan top_k_plan(const FitInput& in, const Knobs& k, Squash squash, int64_t& seen) {
   const double active = get_active(k);
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k),
-                           get_whole(k, "calibration", 1, 1 << 24), seen);
+  Plan plan = grouped_plan(in, k, seen);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::linear, f.squash = squash;
     f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);

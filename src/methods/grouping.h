@@ -8,15 +8,21 @@ namespace lte {
 inline constexpr KnobRow kConstruction = {
     "construction", "kmeans",
     "kmeans: balanced, on the first matrix; coactivation: balanced cut of the graph of neurons "
-    "that "
-    "are active together; random: shuffled; contiguous: as they lie"};
+    "that are active "
+    "together, its edges summed without the released code's cap of 1 for every 8 tokens and cut by "
+    "exchanges in "
+    "place of METIS; random: shuffled; contiguous: as they lie"};
+
+// The knob `calibration` of a method that looks at text for its construction alone.
+constexpr KnobRow looks_at(const char* tokens) {
+  return {"calibration", tokens, "training tokens that coactivation looks at"};
+}
 
 // A plan of experts of `group` neurons without routers. Adds the tokens it looks at to `seen`.
 Plan grouped_plan(const FitInput&, const std::string& construction, int group, int64_t tokens,
                   int64_t& seen);
-
-inline constexpr KnobRow kLooks = {"calibration", "131072",
-                                   "training tokens that coactivation looks at"};
+// The same from the knobs construction, group and calibration.
+Plan grouped_plan(const FitInput&, const Knobs&, int64_t& seen);
 
 // From the knobs construction, group, calibration and router_input: experts with linear routers, open above the score
 // `tau`. Adds the tokens it looks at to `seen`.

@@ -12,7 +12,7 @@ constexpr KnobRow kKnobs[] = {
     {"split", "0.5", "share of the steps that stage 1 gets"},
     {"group", "32", "neurons in an expert; the paper uses 32"},
     kConstruction,
-    kLooks,
+    looks_at("131072"),
     {"eta", "0.5", "weight of the efficiency loss: larger is sparser"},
     {"lambda", "0.5", "weight of the separability loss; the paper uses 0.5"},
     {"tau", "0.5", "threshold of the gates; the paper uses 0.5"},

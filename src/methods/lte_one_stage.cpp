@@ -21,7 +21,7 @@ constexpr KnobRow kKnobs[] = {
     {"active", "0.25", "wanted fraction of active neurons"},
     {"group", "32", "neurons in an expert"},
     kConstruction,
-    kLooks,
+    looks_at("131072"),
     {"start", "0",
      "active fraction of the warm-started routers, from where steering begins; 0: that of active"},
     {"ramp", "0.5", "share of the steps in which the wanted fraction falls from start to active"},

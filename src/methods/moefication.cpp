@@ -88,7 +88,7 @@ Fitted fit_moefication(const FitInput& in, const Knobs& k) {
                            .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000)),
                            .active = active};
   int64_t seen = 0;
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k), tokens, seen);
+  Plan plan = grouped_plan(in, k, seen);
   for (FfnPlan& f : plan.layer) {
     f.rule = Rule::top_k, f.cut = kept_experts(in.dense.cfg, f, active);
     f.measure = positive ? Measure::positive : Measure::norm;

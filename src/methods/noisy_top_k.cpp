@@ -16,7 +16,7 @@ constexpr KnobRow kKnobs[] = {
      "standard deviation of the noise on the logits while training; fixed, where the "
      "original learns it"},
     {"router_std", "0.02", "standard deviation of initial router weights"},
-    {"calibration", "16384", "training tokens that coactivation looks at"},
+    looks_at("16384"),
 };
 
 // Outputs are weighted by the softmax over the kept logits, so that routers get a gradient.

@@ -10,7 +10,7 @@ constexpr KnobRow kKnobs[] = {
     {"group", "1", "neurons in an expert"},
     kConstruction,
     {"by", "magnitude", "magnitude: sum |a|; contribution: sum |a| ||down row||"},
-    {"calibration", "16384", "training tokens that coactivation looks at"},
+    looks_at("16384"),
 };
 constexpr const char* kBy[] = {"magnitude", "contribution"};
 

@@ -23,7 +23,7 @@ Fitted fit_path(const FitInput& in, const Knobs& k) {
   const double active = get_active(k);
   int64_t seen_tokens = 0;
   const int64_t tokens = get_whole(k, "calibration", 1, 1 << 24);
-  Plan plan = grouped_plan(in, k.at("construction"), group_of(in, k), tokens, seen_tokens);
+  Plan plan = grouped_plan(in, k, seen_tokens);
   for (FfnPlan& f : plan.layer) {
     f.router = RouterKind::linear, f.router_bias = true, f.squash = Squash::softmax;
     f.rule = Rule::cumulative, f.cut = active;

@@ -10,7 +10,7 @@ constexpr KnobRow kKnobs[] = {
     {"active", "0.25", "fraction of experts selected for every token"},
     {"group", "32", "neurons in an expert"},
     kConstruction,
-    {"calibration", "16384", "training tokens that coactivation looks at"},
+    looks_at("16384"),
 };
 
 Fitted fit_random(const FitInput& in, const Knobs& k) {
