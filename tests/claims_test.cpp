@@ -118,6 +118,18 @@ TEST_F(Claims, AheadIsOfEveryOtherMethod) {
             std::string::npos);
 }
 
+TEST_F(Claims, AheadIsOfWhatCostsAsMuch) {
+  three("lte", {}, 1), three("prune", {}, 2), three("deja-vu", {}, 0.5);
+  const std::string ahead = "kind = \"ahead\"\nbetter = { method = \"lte\" }\nthan = {}\n";
+  EXPECT_EQ(one(ahead + "flops = 1.2\n").verdict, "not reproduced");
+  for (Record& r : records) r.quality.cost.flops_paper += r.what.method == "deja-vu" ? 11 : 0;
+  const Verdict v = one(ahead + "flops = 1.2\n");  // 61 against 1.2 * 50
+  EXPECT_EQ(v.verdict, "reproduced");
+  EXPECT_TRUE(v.measured.ends_with("; 1 cost more")) << v.measured;
+  EXPECT_EQ(one(ahead + "flops = 1.25\n").verdict, "not reproduced");
+  EXPECT_EQ(one(ahead).verdict, "not reproduced");
+}
+
 TEST_F(Claims, TrialsDecideNothing) {
   three("lte", {{"active", "0.25"}}, 1.0), three("prune", {}, 1.5);
   for (Record& r : records) r.split = "valid";
@@ -205,6 +217,79 @@ TEST_F(Claims, WithinHoldsTheLossAtTheRatio) {
   EXPECT_EQ(one(kWithin).verdict, "not run");
 }
 
+// What the paper's Table 1 permits: of perplexity, of ROUGE-L; a record without the metric decides nothing.
+TEST_F(Claims, WithinHoldsThePerplexityOrRouge) {
+  three("lte", {}, 3), three("dense", {}, 2);
+  const auto of = [](const std::string& unit) {
+    return "kind = \"within\"\nselect = { method = \"lte\" }\nreference = { method = \"dense\" }\n"
+           "ratio = 2\n" +
+           unit + "\n";
+  };
+  EXPECT_EQ(one(of("rouge_l = 0.05")).verdict, "not run");
+  for (Record& r : records) {
+    const bool lte = r.what.method == "lte";
+    r.token_ppl = lte ? 20.4 : 20, r.rouge_l = lte ? 0.41 : 0.45;
+  }
+  const Verdict ppl = one(of("ppl = 0.5")), rouge = one(of("rouge_l = 0.05"));
+  EXPECT_EQ(ppl.verdict + ": " + ppl.measured,
+            "reproduced: lte on dialects: perplexity +0.400 at 1/2.00 of the FLOPs");
+  EXPECT_EQ(rouge.verdict + ": " + rouge.measured,
+            "reproduced: lte on dialects: ROUGE-L -0.0400 at 1/2.00 of the FLOPs");
+  EXPECT_EQ(one(of("ppl = 0.3")).verdict, "not reproduced");
+  EXPECT_EQ(one(of("rouge_l = 0.03")).verdict, "not reproduced");
+  EXPECT_NE(error("[[claim]]\nid = \"c\"\n" + of("")), "no error") << "permits nothing";
+  for (Record& r : records) r.rouge_l = r.what.method == "lte" ? 0.5 : 0.45;
+  EXPECT_EQ(one(of("rouge_l = 0")).verdict, "reproduced") << "more of it is better";
+}
+
+TEST_F(Claims, FrontierIsOfEveryRowAtItsFlops) {
+  const std::string frontier =
+      "kind = \"frontier\"\nbetter = { method = \"lte\" }\nthan = {}\nexcept = [\"dense\"]\n";
+  three("prune", {}, 2);  // half of the FLOPs
+  EXPECT_EQ(one(frontier).verdict, "not run");
+  three("lte", {{"eta", "1"}}, 1);
+  EXPECT_EQ(one(frontier).verdict, "reproduced");
+  EXPECT_EQ(one(frontier).measured, "below 1 of 1 rows");
+  for (Record& r : records) r.quality.cost.flops_paper += r.what.method == "lte" ? 1 : 0;
+  EXPECT_EQ(one(frontier).verdict, "not run") << "none of ours costs as little";
+  three("cats", {}, 1.1), three("dense", {}, 0.1);
+  for (Record& r : records) r.quality.cost.flops_paper += r.what.method == "cats" ? 30 : 0;
+  const Verdict v = one(frontier);
+  EXPECT_EQ(v.verdict, "not reproduced") << "the intervals overlap";
+  EXPECT_EQ(v.measured,
+            "below 0 of 1 rows; not of cats with 1.200 [0.952, 1.448] at 0.800 of the FLOPs: 1.100 "
+            "[0.852, 1.348] at 0.510; 1 cost less than any");
+  three("lte", {{"eta", "0.5"}}, 0.5);  // at half again
+  EXPECT_EQ(one(frontier).measured, "below 2 of 2 rows");
+}
+
+// The first suite that says anything speaks for a claim on any text.
+TEST_F(Claims, WithinSaysWhyItIsNotRun) {
+  three("lte", {}, 2), three("dense", {}, 2);
+  const std::vector<Record> before = records;
+  for (Record r : before) {
+    r.what.suite = "other", r.status = "failed";
+    records.push_back(r);
+  }
+  for (Record& r : records) r.quality.cost.flops_paper = 90;
+  EXPECT_EQ(one(kWithin).measured, "no row of three seeds computes at most 1/2 of the dense FLOPs");
+}
+
+TEST_F(Claims, UnionIsThatOfIndependentChoicesOrOfAnother) {
+  const std::string keys = "kind = \"union\"\nselect = { method = \"lte\" }\nratio = 1.1\n";
+  three("lte", {}, 2), three("random-router", {}, 2);
+  for (Record& r : records) {
+    r.quality.active_union.fill(0.25);
+    r.quality.active_union.back() = r.what.method == "lte" ? 0.8 : 0.85;
+  }
+  const Verdict v = one(keys);  // 1 - 0.75^16 = 0.98998
+  EXPECT_EQ(v.verdict + ": " + v.measured,
+            "reproduced: 0.800 of the neurons (active 0.500, n=3) against 0.990");
+  const Verdict other = one(keys + "reference = { method = \"random-router\" }\n");
+  EXPECT_EQ(other.verdict + ": " + other.measured,
+            "not reproduced: 0.800 of the neurons (active 0.500, n=3) against 0.850");
+}
+
 TEST_F(Claims, WithinHoldsWhereItHoldsOnAnyText) {
   three("lte", {}, 2.2), three("dense", {}, 2.0);
   EXPECT_EQ(one(kWithin).verdict, "not reproduced");
@@ -272,6 +357,16 @@ TEST_F(Claims, CommittedClaimsAreWellFormed) {
   for (const Verdict& v : verdicts) {
     EXPECT_EQ(v.verdict, "not run") << v.id;
     EXPECT_FALSE(v.statement.empty() || v.expected.empty()) << v.id;
+  }
+}
+
+// The committed records decide every committed claim, or it says what they lack: rows that were added must not make one
+// speak of several experiments.
+TEST_F(Claims, CommittedClaimsAreDecided) {
+  const auto committed = latest(read_results(LTE_SOURCE_DIR "/results"));
+  for (const Verdict& v : judge(LTE_SOURCE_DIR "/results/claims.toml", committed)) {
+    EXPECT_TRUE(v.verdict != "not run" || v.measured.starts_with("no row of three seeds"))
+        << v.id << ": " << v.measured;
   }
 }
 
