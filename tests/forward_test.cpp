@@ -124,20 +124,7 @@ TEST_P(Forward, ExpertsThatAreNeverSelectedAreNeverRead) {
   const State clean = run_forward(be, p, plan, m.tokens, kB, kGathered);
   EXPECT_GT(open_share(clean), 0.2);
   EXPECT_LT(open_share(clean), 0.5);
-  int64_t poisoned = 0;
-  for (size_t i = 0; i < p.layer.size(); ++i) {
-    const LayerParams& l = p.layer[i];
-    for (int64_t j = 0; j < m.c.ffn; ++j) {
-      if (clean.layer[i].count.as<int32_t>()[j / 4] > 0) continue;
-      ++poisoned;
-      if (l.up_b) put(l.up_b, j, NAN);
-      for (int64_t d = 0; d < m.c.dim; ++d) {
-        put(l.up_w, j * m.c.dim + d, NAN), put(l.down_w, j * m.c.dim + d, NAN);
-        if (l.gate_w) put(l.gate_w, j * m.c.dim + d, NAN);
-      }
-    }
-  }
-  EXPECT_GT(poisoned, 0);
+  EXPECT_GT(poison_unselected(p, plan, clean), 0);
   const State s = run_forward(be, p, plan, m.tokens, kB, kGathered, Keep::one_layer);
   const State again = run_forward(be, p, plan, m.tokens, kB, kGathered);
   expect_same_bits(again.logits, clean.logits, "poisoned");

@@ -336,4 +336,34 @@ inline State run_forward(Backend& be, const Params& p, const Plan& plan, const T
   return s;
 }
 
+inline bool reads_activations(const FfnPlan& f) {
+  return f.router == RouterKind::activation || f.router == RouterKind::gate;
+}
+
+// NaN in what a plan does not read of experts that no token of `clean` selects: down rows are read only to weigh a choice; up
+// rows only by those who choose by the activations; gate rows only by those who choose by gate or activations. Returns
+// of how many neurons.
+inline int64_t poison_unselected(const Params& p, const Plan& plan, const State& clean) {
+  int64_t poisoned = 0;
+  for (size_t i = 0; i < p.layer.size(); ++i) {
+    const FfnPlan& f = plan.layer[i];
+    const bool down = !f.weighted, up = f.router != RouterKind::activation;
+    const bool gate = !reads_activations(f);
+    if (f.router == RouterKind::none || (!down && !up)) continue;
+    const LayerParams& l = p.layer[i];
+    const int64_t D = p.cfg.dim;
+    for (int64_t j = 0; j < l.up_w.dim[0]; ++j) {
+      if (clean.layer[i].count.as<int32_t>()[j / f.group] > 0) continue;
+      ++poisoned;
+      if (l.up_b && up) put(l.up_b, j, NAN);
+      for (int64_t d = 0; d < D; ++d) {
+        if (down) put(l.down_w, j * D + d, NAN);
+        if (up) put(l.up_w, j * D + d, NAN);
+        if (l.gate_w && gate) put(l.gate_w, j * D + d, NAN);
+      }
+    }
+  }
+  return poisoned;
+}
+
 }  // namespace lte::testing
