@@ -297,10 +297,21 @@ TEST_F(Bench, BasesGiveBudgetsRatesAndKnobs) {
   EXPECT_EQ(both.experiments[0].trials, 1);
   EXPECT_EQ(both.experiments[2].trials, 3);
   EXPECT_EQ(both.experiments[4].trials, 1) << "nothing was tried for what is not trained";
+  const auto trials = [&](const char* method) {
+    return suite(kBase +
+                 "trials = { 7 = [\"lte\"], 12 = [\"relu\", \"prune\"] }\n[[experiment]]\n" +
+                 "base = \"b\"\nmethod = \"" + method + "\"\n")
+        .experiments.at(0)
+        .trials;
+  };
+  EXPECT_EQ(trials("lte"), 7);
+  EXPECT_EQ(trials("prune"), 12);
+  EXPECT_EQ(trials("dense"), 1) << "not searched";
 
   for (const char* line : {"rates = { \"1\" = [\"none\"] }", "rates = { \"1\" = \"lte\" }",
                            "rates = { \"1\" = [\"lte\"], \"2\" = [\"lte\"] }", "budget = 3",
-                           "knobs = [1]", "trials = 0"}) {
+                           "knobs = [1]", "trials = 0", "trials = { 3 = [\"none\"] }",
+                           "trials = { x = [\"lte\"] }", "trials = { 0 = [\"lte\"] }"}) {
     EXPECT_NE(suite_error(kBase + line + "\n" + kExperiment), "no error") << line;
   }
   for (const char* line : {"base = []", "base = [\"b\", \"d\"]", "base = 3"}) {

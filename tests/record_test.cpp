@@ -150,6 +150,8 @@ TEST_F(Bench, TrialsAndResultsLieApart) {
   r.split = "test", r.status = "older";
   file("records-b.jsonl", to_json(r) + "\n"), file("records.txt", "no record\n");
   ASSERT_EQ(read_results(folder).size(), 3u);
+  r.split = "valid", file("trials-b.jsonl", to_json(r) + "\n");
+  ASSERT_EQ(read_results(folder).size(), 4u);
   EXPECT_EQ(read_results(folder)[0].status, "older") << "the newest of a name is the last";
 }
 

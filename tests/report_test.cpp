@@ -304,8 +304,8 @@ TEST(Report, RankingIsByLossAndNamesWhatDiffers) {
     r.push_back(record("moefication", {{"active", "0.25"}, {"group", group}}, 0,
                        group[0] == '4' ? 1.05 : 1.5, 0.25));
   const std::string svg = make_report(r, {}).svg.at("tradeoff-gpt2-nano-dialects-ranking.svg");
-  const size_t first = svg.find(">moefication group=4<"), second = svg.find(">lte-one-stage<"),
-               third = svg.find(">moefication group=32<");
+  const size_t first = svg.find(">moefication group=4 · "), second = svg.find(">lte-one-stage · "),
+               third = svg.find(">moefication group=32 · ");
   EXPECT_TRUE(first < second && second < third && third != std::string::npos) << svg;
   EXPECT_EQ(svg.find("active="), std::string::npos) << svg;
   EXPECT_EQ(svg.find("prune"), std::string::npos) << "a row of the paper's protocol";

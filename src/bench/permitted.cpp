@@ -109,9 +109,9 @@ CurvePoint point_of(const Row& row) {
 std::string cell_of(const Permitted& p) {
   if (p.never) return "none";
   if (p.below) return fmt::format("≤ {:.3f}", p.active);
-  const char* about = p.beyond ? "~ " : "";
-  if (p.high - p.low < 5e-4) return fmt::format("{}{:.3f}", about, p.active);
-  return fmt::format("{}{:.3f} [{:.3f}, {:.3f}]", about, p.active, p.low, p.high);
+  if (p.beyond) return fmt::format("~ {:.3f}", p.active);
+  if (p.high - p.low < 5e-4) return fmt::format("{:.3f}", p.active);
+  return fmt::format("{:.3f} [{:.3f}, {:.3f}]", p.active, p.low, p.high);
 }
 
 // Curves of a group by "label (protocol)"; the dense rows by protocol, under "dense".

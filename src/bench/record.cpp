@@ -254,7 +254,8 @@ std::vector<Record> read_results(const std::string& results) {
   std::error_code missing;  // a missing folder has none
   for (const auto& entry : std::filesystem::directory_iterator(results, missing)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("records-") && name.ends_with(".jsonl")) paths.push_back(entry.path());
+    const bool kept = name.starts_with("records-") || name.starts_with("trials-");
+    if (kept && name.ends_with(".jsonl")) paths.push_back(entry.path());
   }
   std::sort(paths.begin(), paths.end());
   for (const char* split : {"test", "valid"}) paths.push_back(records_path(results, split));

@@ -58,7 +58,8 @@ Record record_from_json(std::string_view line);             // throws Error on m
 std::vector<Record> read_records(const std::string& path);  // a missing file has none
 // The file that a suite's records go to: results, or trials of settings on the validation split.
 std::string records_path(const std::string& results, const std::string& split);
-// The records of both, and before them those of files records-*.jsonl, where older ones of a folder may lie.
+// The records of both, and before them those of files records-*.jsonl and trials-*.jsonl, where older ones of a folder may
+// lie.
 std::vector<Record> read_results(const std::string& results);
 // The last record of every name, in order of first appearance.
 std::vector<Record> latest(std::vector<Record>);

@@ -41,24 +41,28 @@ Facts guide() {
        "repetitions with the median absolute deviation in brackets; over seeds the median of "
        "both. Speed-up is dense / this of the same run, with its range over seeds."},
       {"Settings tried",
-       "learning rates that were tried for this method on the validation split: three for each "
-       "method "
-       "that the suite `search` names, whose losses are below. Empty: the rate is borrowed from a "
-       "method that was searched. The head of suites/search.toml says what else was looked at: for "
-       "one-stage LTE some thirty settings of its form, for six other methods one."},
+       "settings of this method that were tried on the validation split of this dataset: three "
+       "learning rates, and what "
+       "the suite `search` names beside; their losses are below. Empty: the rate is borrowed from "
+       "a method that was "
+       "searched, or nothing is trained. The head of suites/search.toml says what else was looked "
+       "at: for "
+       "one-stage LTE some thirty settings of its form, which are not recorded."},
       {"Active fraction at a permitted perplexity",
        "where a method's curve (loss over active fraction, linear between its points, the dense "
        "model of its protocol at 1) crosses the dense control's perplexity + p %, coming from the "
        "dense end; in brackets the 90 % interval of 1,000 bootstrap resamples of the seeds, which "
        "for a "
        "method run with one seed is the control's spread only. ~: the crossing lies above the "
-       "densest "
-       "fraction that was run, on the straight line to the dense model. ≤: the "
+       "densest fraction that was run, on the straight line to the dense model, and has no "
+       "interval. ≤: the "
        "sparsest point is still within; none: no point is."},
       {"Predictor recall / precision",
        "on other windows drawn from the training text: of the experts that matter, those that were "
        "predicted; of those "
-       "predicted, those that matter. The mean over layers; the density is the active fraction."},
+       "predicted, those that matter. The mean over layers, every layer seeing the layers below "
+       "with all gates open; the "
+       "predicted density comes near the active fraction."},
       {"Calibration tokens", "training text that was looked at without training on it."},
       {"Seeds",
        "the seeds of a row share one base model and differ in clustering, routers, calibration and "
@@ -129,8 +133,10 @@ std::string padded(const std::string& cell, size_t width, bool right) {
   return right ? space + cell : cell + space;
 }
 
+constexpr size_t kReasonChars = 46;  // of the last column, so that a line fits a terminal
+
 std::string text_table(Table t) {
-  for (auto& row : t.rows) row.back() = svg::shorten(row.back(), 46);
+  for (auto& row : t.rows) row.back() = svg::shorten(row.back(), kReasonChars);
   std::vector<size_t> width;
   for (size_t c = 0; c < t.columns.size(); ++c) {
     width.push_back(svg::length(t.columns[c].title));

@@ -176,16 +176,20 @@ std::string short_label(const std::string& label) {
 
 // The rows at equal budget near kShown by their loss, best first.
 Ranking ranking_of(const Group& g) {
-  Ranking r{.title = "Test loss near a quarter of the neurons, equal budget",
-            .x_label = "test loss (nats/token)"};
+  Ranking r{
+      .title =
+          "Test loss near a quarter of the neurons, equal budget; behind a name its FLOPs / dense",
+      .x_label = "test loss (nats/token)"};
   for (const Row& row : g.rows) {
     if (row.failed || row.what().protocol == "paper") continue;
     const auto p = point_at(row, active_of, loss_of);
     if (!p) continue;
     if (is_dense(row)) r.level = p->y, r.level_name = "dense";
     if (is_dense(row) || std::abs(p->x - kShown) > kSamePoint) continue;
-    r.lines.push_back(
-        {short_label(row.label), p->y, p->low, p->high, row.what().method.starts_with("lte")});
+    const Stat flops = over_seeds(row, flops_ratio);
+    const std::string cost = flops.n > 0 ? fmt::format(" · {:.2f}", flops.mean) : std::string();
+    r.lines.push_back({short_label(row.label) + cost, p->y, p->low, p->high,
+                       row.what().method.starts_with("lte")});
   }
   std::stable_sort(r.lines.begin(), r.lines.end(),
                    [](const auto& a, const auto& b) { return a.value < b.value; });

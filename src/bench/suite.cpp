@@ -71,11 +71,12 @@ const toml::array& list_of(const Reader& r, const toml::node& n, const std::stri
 struct Base {
   BaseSpec spec;
   bool own_seed = false;  // the base takes the experiment's seed
-  int trials = 1;         // of its equal-budget experiments, where they do not say
+  int trials = 1;         // of its equal-budget experiments, where neither they nor `searched` say
   Knobs knobs;            // of every experiment on it whose method has them, laid below its own
   Knobs budget;           // the same, of equal-budget experiments alone
   std::map<std::string, std::string> rates;     // method -> learning rate at equal budget
   std::map<std::string, std::string> borrowed;  // the same, found for another method: nothing tried
+  std::map<std::string, std::string> searched;  // method -> settings tried
 };
 
 // The table under `key` as knobs; none where it is absent.
@@ -87,21 +88,21 @@ Knobs knobs_at(const Reader& r, const toml::table& t, const char* key) {
   return knobs;
 }
 
-// rates = { "1e-3" = ["dense", "relu"] }: which methods are trained at which learning rate.
-std::map<std::string, std::string> rates_at(const Reader& r, const toml::table& t,
-                                            const char* key) {
-  std::map<std::string, std::string> rates;
+// rates = { "1e-3" = ["dense", "relu"] }: what each method has.
+std::map<std::string, std::string> by_method(const Reader& r, const toml::table& t,
+                                             const char* key) {
+  std::map<std::string, std::string> found;
   const toml::table* table = table_at(r, t, key);
-  for (const auto& [rate, list] : table ? *table : toml::table{}) {
-    for (const toml::node& n : list_of(r, list, fmt::format("{}.{}", key, rate.str()))) {
+  for (const auto& [value, list] : table ? *table : toml::table{}) {
+    for (const toml::node& n : list_of(r, list, fmt::format("{}.{}", key, value.str()))) {
       const std::string method = r.text(n, key);
       find_method(method);
-      LTE_CHECK(rates.try_emplace(method, rate.str()).second,
-                fmt::format("{}:{}: a second learning rate of '{}'", r.path, n.source().begin.line,
-                            method));
+      LTE_CHECK(
+          found.try_emplace(method, value.str()).second,
+          fmt::format("{}:{}: '{}' names '{}' twice", r.path, n.source().begin.line, key, method));
     }
   }
-  return rates;
+  return found;
 }
 
 Base read_base(const Reader& r, const toml::table& t) {
@@ -115,13 +116,15 @@ Base read_base(const Reader& r, const toml::table& t) {
   b.seed = static_cast<uint64_t>(whole(r, t, "seed", 0, 0, kMost));
   LTE_CHECK(b.lr > 0,
             fmt::format("{}:{}: 'lr' wants a positive number", r.path, t.source().begin.line));
+  const bool lists = t["trials"].is_table();  // else one number
   return {.spec = b,
           .own_seed = r.get<bool>(t, "own_seed", false),
-          .trials = static_cast<int>(whole(r, t, "trials", 1, 1, kMost)),
+          .trials = lists ? 1 : static_cast<int>(whole(r, t, "trials", 1, 1, kMost)),
           .knobs = knobs_at(r, t, "knobs"),
           .budget = knobs_at(r, t, "budget"),
-          .rates = rates_at(r, t, "rates"),
-          .borrowed = rates_at(r, t, "borrowed")};
+          .rates = by_method(r, t, "rates"),
+          .borrowed = by_method(r, t, "borrowed"),
+          .searched = lists ? by_method(r, t, "trials") : std::map<std::string, std::string>{}};
 }
 
 // Every combination of the sweep's values, laid over the fixed knobs.
@@ -204,7 +207,11 @@ void read_experiment(const Reader& r, const toml::table& t,
         e.seed = seed, e.protocol = protocol, e.knobs = knobs;
         e.knobs = on_base(base, e);
         const bool tried = protocol != "paper" && !base.borrowed.contains(e.method);
-        const int trials = tried ? base.trials : 1;
+        const auto searched = base.searched.find(e.method);
+        const int64_t trials = !tried ? 1
+                               : searched == base.searched.end()
+                                   ? base.trials
+                                   : get_whole({{"trials", searched->second}}, "trials", 1, kMost);
         e.trials = static_cast<int>(whole(r, t, "trials", trials, 1, kMost));
         if (base.own_seed) e.base.seed = e.seed;
         suite.experiments.push_back(std::move(e));
