@@ -311,6 +311,17 @@ TEST(Report, RankingIsByLossAndNamesWhatDiffers) {
   EXPECT_EQ(svg.find("prune"), std::string::npos) << "a row of the paper's protocol";
 }
 
+// The names of a ranking stand right-aligned before its axis: a long one moves the axis.
+TEST(Report, RankingHasRoomForItsNames) {
+  const auto axis = [](const std::string& name) {
+    const std::string drawn = draw(Ranking{.title = "t", .lines = {{name, 1, 1, 1, false}}});
+    const size_t end = drawn.find("\" y=", drawn.rfind("<text", drawn.find(">" + name)));
+    return std::stod(drawn.substr(drawn.rfind('"', end - 1) + 1));
+  };
+  EXPECT_LT(axis("short"), 400);
+  EXPECT_GT(axis(std::string(70, 'm')), 500);
+}
+
 // A knob that is searched for makes a curve of its own where a row stands beside it that differs in that alone.
 TEST(Report, SearchedLabelsAreACurveOfTheirOwn) {
   std::vector<Record> r = {record("dense", {}, 0, 1.0, 1.0)};

@@ -87,14 +87,17 @@ std::string draw(const Bars& b) {
 }
 
 std::string draw(const Ranking& r) {
-  constexpr double kNames = 400, kWidth = 420, kLine = 24, kTopLine = 48;
+  constexpr double kWidth = 420, kLine = 24, kTopLine = 48, kCharacter = 7.4;
+  size_t longest = 0;
+  for (const auto& l : r.lines) longest = std::max(longest, length(shorten(l.name)));
+  const double names = std::max(400.0, 20 + kCharacter * static_cast<double>(longest));
   const double bottom = kTopLine + kLine * static_cast<double>(std::max<size_t>(1, r.lines.size()));
-  const Box box{.x = kNames, .y = kTopLine, .width = kWidth, .height = bottom - kTopLine};
+  const Box box{.x = names, .y = kTopLine, .width = kWidth, .height = bottom - kTopLine};
   std::vector<double> values;
   for (const auto& l : r.lines) values.insert(values.end(), {l.low, l.value, l.high});
   if (r.level) values.push_back(*r.level);
   const Scale x = make_scale({}, values, box.x, box.x + box.width);
-  std::string out = begin(kNames + kWidth + 110, bottom + 66, r.title);
+  std::string out = begin(names + kWidth + 110, bottom + 66, r.title);
   grid_x(out, box, {}, x);
   frame(out, box, r.x_label, "");
   if (r.lines.empty()) no_data(out);
@@ -105,7 +108,7 @@ std::string draw(const Ranking& r) {
   double y = kTopLine + kLine / 2;
   for (const auto& l : r.lines) {
     const int color = l.mark ? 1 : 0;
-    text(out, kNames - 10, y + 4.5, shorten(l.name), Anchor::end);
+    text(out, names - 10, y + 4.5, shorten(l.name), Anchor::end);
     if (x.holds(l.low) && x.holds(l.high)) line(out, x(l.low), y, x(l.high), y, color_of(color), 2);
     if (x.holds(l.value)) marker(out, x(l.value), y, color);
     y += kLine;
