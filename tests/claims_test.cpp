@@ -261,6 +261,10 @@ TEST_F(Claims, FrontierIsOfEveryRowAtItsFlops) {
             "[0.852, 1.348] at 0.510; 1 cost less than any");
   three("lte", {{"eta", "0.5"}}, 0.5);  // at half again
   EXPECT_EQ(one(frontier).measured, "below 2 of 2 rows");
+  // A lower mean that spreads too far does not hide a row that is told apart.
+  for (uint64_t seed = 0; seed < 3; ++seed)
+    add("lte", {{"eta", "0.1"}}, seed, static_cast<double>(seed) - 1);
+  EXPECT_EQ(one(frontier).measured, "below 2 of 2 rows");
 }
 
 // The first suite that says anything speaks for a claim on any text.

@@ -244,15 +244,16 @@ void judge_frontier(Claim& c, std::span<const Record> records) {
     if (row.size() < 3 || except.contains(row[0]->what.method)) continue;
     const Point theirs = point(row);
     const Point* best = nullptr;
+    bool ahead = false;
     for (const Point& p : ours) {
-      if (p.flops <= theirs.flops * (1 + 1e-9) && (!best || p.loss.mean < best->loss.mean))
-        best = &p;
+      if (p.flops > theirs.flops * (1 + 1e-9)) continue;
+      if (!best || p.loss.mean < best->loss.mean) best = &p;
+      ahead |= p.loss.high < theirs.loss.low;
     }
     if (!best) {
       ++cheaper;
       continue;
     }
-    const bool ahead = best->loss.high < theirs.loss.low;
     ++judged, beaten += ahead;
     if (ahead || best->loss.mean - theirs.loss.mean < most) continue;
     most = best->loss.mean - theirs.loss.mean;
