@@ -234,9 +234,8 @@ void judge_frontier(Claim& c, std::span<const Record> records) {
     if (row.size() >= 3) ours.push_back(point(row));
   }
   c.v.expected =
-      "for each row of the others a row of no more FLOPs and lower loss, disjoint 95 % intervals, "
-      "at "
-      "least 3 seeds each";
+      "for each of the others a row of no more FLOPs and lower loss, disjoint 95 % intervals, "
+      "at least 3 seeds each";
   int judged = 0, beaten = 0, cheaper = 0;
   std::string open;
   double most = -1e300;
@@ -305,15 +304,15 @@ struct Permitted {
   const char* key;
   double (*value)(const Record&);  // NaN: the record has none
   double sign;                     // of what is worse
-  double scale;                    // as it is told; 100: in per cent of the dense control's
+  bool relative;                   // told in per cent of the dense control's
   const char *expected, *measured;
 };
 constexpr Permitted kPermitted[] = {
-    {"loss", [](const Record& r) { return r.quality.loss; }, 1, 100, "{:.3g} % of its loss",
+    {"loss", [](const Record& r) { return r.quality.loss; }, 1, true, "{:.3g} % of its loss",
      "{:+.2f} % loss"},
-    {"ppl", [](const Record& r) { return r.token_ppl; }, 1, 1, "{:.3g} of its perplexity",
+    {"ppl", [](const Record& r) { return r.token_ppl; }, 1, false, "{:.3g} of its perplexity",
      "perplexity {:+.3f}"},
-    {"rouge_l", [](const Record& r) { return r.rouge_l.value_or(NAN); }, -1, 1,
+    {"rouge_l", [](const Record& r) { return r.rouge_l.value_or(NAN); }, -1, false,
      "{:.3g} of its ROUGE-L", "ROUGE-L {:+.4f}"},
 };
 
@@ -326,9 +325,9 @@ void judge_within(Claim& c, std::span<const Record> records) {
   LTE_CHECK(unit != std::end(kPermitted),
             fmt::format("{}:{}: claim {} wants a number 'loss', 'ppl' or 'rouge_l'", c.path,
                         c.t.source().begin.line, c.v.id));
-  const double permitted = c.number(unit->key);
+  const double permitted = c.number(unit->key), told = unit->relative ? 100 : 1;
   c.v.expected = fmt::format("FLOPs at most 1/{} of dense within {}", ratio,
-                             fmt::format(fmt::runtime(unit->expected), permitted * unit->scale));
+                             fmt::format(fmt::runtime(unit->expected), permitted * told));
   double best_off = 0, best_ratio = 0;
   bool decidable = false;
   const Record* best = nullptr;
@@ -342,14 +341,14 @@ void judge_within(Claim& c, std::span<const Record> records) {
     const double reached = row[0]->dense_cost.flops_paper / flops;
     decidable = true;
     if (reached < ratio) continue;
-    const double off = unit->scale == 100 ? is / was - 1 : is - was;
+    const double off = unit->relative ? is / was - 1 : is - was;
     if (!best || off * unit->sign < best_off * unit->sign)
       best = row[0], best_off = off, best_ratio = reached;
   }
   if (best) {
     c.v.measured = fmt::format(
         "{} on {}: {} at 1/{:.2f} of the FLOPs", best->what.method, best->what.base.dataset,
-        fmt::format(fmt::runtime(unit->measured), best_off * unit->scale), best_ratio);
+        fmt::format(fmt::runtime(unit->measured), best_off * told), best_ratio);
     c.v.verdict = best_off * unit->sign <= permitted ? "reproduced" : "not reproduced";
   } else if (decidable) {
     c.v.measured =

@@ -71,12 +71,11 @@ const toml::array& list_of(const Reader& r, const toml::node& n, const std::stri
 struct Base {
   BaseSpec spec;
   bool own_seed = false;  // the base takes the experiment's seed
-  int trials = 1;         // of its equal-budget experiments, where neither they nor `searched` say
   Knobs knobs;            // of every experiment on it whose method has them, laid below its own
   Knobs budget;           // the same, of equal-budget experiments alone
   std::map<std::string, std::string> rates;     // method -> learning rate at equal budget
   std::map<std::string, std::string> borrowed;  // the same, found for another method: nothing tried
-  std::map<std::string, std::string> searched;  // method -> settings tried
+  std::map<std::string, std::string> trials;    // method, or "" for all -> settings tried
 };
 
 // The table under `key` as knobs; none where it is absent.
@@ -116,15 +115,29 @@ Base read_base(const Reader& r, const toml::table& t) {
   b.seed = static_cast<uint64_t>(whole(r, t, "seed", 0, 0, kMost));
   LTE_CHECK(b.lr > 0,
             fmt::format("{}:{}: 'lr' wants a positive number", r.path, t.source().begin.line));
-  const bool lists = t["trials"].is_table();  // else one number
+  std::map<std::string, std::string> trials;
+  if (t["trials"].is_table()) {
+    trials = by_method(r, t, "trials");
+  } else {
+    trials[""] = fmt::format("{}", whole(r, t, "trials", 1, 1, kMost));
+  }
   return {.spec = b,
           .own_seed = r.get<bool>(t, "own_seed", false),
-          .trials = lists ? 1 : static_cast<int>(whole(r, t, "trials", 1, 1, kMost)),
           .knobs = knobs_at(r, t, "knobs"),
           .budget = knobs_at(r, t, "budget"),
           .rates = by_method(r, t, "rates"),
           .borrowed = by_method(r, t, "borrowed"),
-          .searched = lists ? by_method(r, t, "trials") : std::map<std::string, std::string>{}};
+          .trials = trials};
+}
+
+// How many settings were tried for an equal-budget experiment of `method`.
+int64_t trials_of(const Base& base, const std::string& method) {
+  for (const std::string& key : {method, std::string()}) {
+    const auto found = base.trials.find(key);
+    if (found != base.trials.end())
+      return get_whole({{"trials", found->second}}, "trials", 1, kMost);
+  }
+  return 1;
 }
 
 // Every combination of the sweep's values, laid over the fixed knobs.
@@ -207,11 +220,7 @@ void read_experiment(const Reader& r, const toml::table& t,
         e.seed = seed, e.protocol = protocol, e.knobs = knobs;
         e.knobs = on_base(base, e);
         const bool tried = protocol != "paper" && !base.borrowed.contains(e.method);
-        const auto searched = base.searched.find(e.method);
-        const int64_t trials = !tried ? 1
-                               : searched == base.searched.end()
-                                   ? base.trials
-                                   : get_whole({{"trials", searched->second}}, "trials", 1, kMost);
+        const int64_t trials = tried ? trials_of(base, e.method) : 1;
         e.trials = static_cast<int>(whole(r, t, "trials", trials, 1, kMost));
         if (base.own_seed) e.base.seed = e.seed;
         suite.experiments.push_back(std::move(e));
