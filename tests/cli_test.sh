@@ -299,8 +299,11 @@ check "it skipped what was finished" test "$(grep -c 'done before' err)" -ge 2
 check "and ran the rest" grep -Eq '^tiny: [1-4] stages run, [2-5] done before, 0 records failed' last
 check "four records, each once" test "$(names res | uniq | wc -l) $(names res | wc -l)" = "4 4"
 cp res/records.jsonl records
+cp results/claims.toml res/claims.toml
 check "run it a third time" "$lte" run tiny.toml --work work --results res
 tail -n 1 out > last
+cp out third
+check "a claim that it cannot decide is counted" grep -q "^not run for want of records: 1 of 1 claims" third
 check "all was done before" grep -q '^tiny: 0 stages run, 6 done before, 0 records failed' last
 check "and nothing was appended" cmp records res/records.jsonl
 check "the report is there" test -s res/README.md -a -s res/report.html

@@ -100,8 +100,14 @@ int cmd_run(const CommonArgs& c, const RunArgs& a) {
   write_report(a.results, all);
   fmt::print("\n{}\n", console_table(s.records));
   const std::vector<Record> mine = of_suite(all, spec.suite.name);
-  const std::vector<Verdict> verdicts = verdicts_of(a.results, mine);
+  std::vector<Verdict> verdicts = verdicts_of(a.results, mine);
+  const size_t claims = verdicts.size();
+  std::erase_if(verdicts, [](const Verdict& v) { return v.verdict == "not run"; });
+  if (!verdicts.empty()) fmt::print("claims, among the records of this suite:\n");
   print_verdicts(verdicts);
+  if (verdicts.size() < claims)
+    fmt::print("not run for want of records: {} of {} claims; `lte claims` judges all\n",
+               claims - verdicts.size(), claims);
   print_match(a.results + "/expected.jsonl", s.records);
   fmt::print(
       "{}: {} stages run, {} done before, {} records failed, {}; {}/README.md and {}/report.html\n",
