@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "core/device.h"
 #include "fitting.h"
 #include "methods/aligned.h"
 #include "model/batches.h"
@@ -354,6 +355,37 @@ TEST(CalibrateCut, OneCutForAllOrOneALayer) {
     EXPECT_NEAR(o.active_layer[1], by_layer ? 0.3 : o.active_layer[1], 0.05);
     EXPECT_NEAR(o.active, 0.3, 0.05);
   }
+}
+
+// On a GPU's machine the host trains them, side by side: the same bits as one after another.
+TEST(TrainPredictor, LayersSideBySideAreLayersOneByOne) {
+  const FfnPlan f{.order = {},
+                  .router = kTwo,
+                  .router_bias = true,
+                  .rule = Rule::threshold,
+                  .cut = 0.5,
+                  .width = 3};
+  const auto trained = [&](bool gpu) {
+    Planted a(f), b(f);
+    a.plant(3, [](double z) { return std::max(0.0, z); });
+    b.plant(3, [](double z) { return std::max(0.0, 1 - z); });
+    Params p;
+    p.layer = {a.w, b.w};
+    Plan plan;
+    plan.layer = {f, f};
+    const std::vector<Contributions> seen{a.data, b.data};
+    std::vector<PredictorSpec> specs(
+        2, {.loss = PredictorLoss::weighted, .lr = 0.02, .epochs = 3, .label = 0.25});
+    specs[1].label = 0.5;
+    Backend be = open_backend("auto", 2);
+    const Device none{};
+    if (gpu) be.device = &none;
+    const double flops = train_predictors(be, p, plan, seen, specs, 7, 0xdeb);
+    EXPECT_GT(flops, 0);
+    std::string all = bits(a.w.router_in) + bits(b.w.router_in) + bits(a.w.router_w);
+    return all + bits(b.w.router_w) + bits(a.w.router_b) + bits(b.w.router_b);
+  };
+  EXPECT_TRUE(trained(true) == trained(false));
 }
 
 }  // namespace

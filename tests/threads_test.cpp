@@ -94,5 +94,15 @@ TEST(ThreadPool, ZeroMeansAllCores) {
   EXPECT_EQ(pool.size(), std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
 }
 
+TEST(ThreadPool, ForEachPieceDoesAllAndThrowsWhatOneThrew) {
+  for (int threads : {1, 3}) {
+    std::vector<std::atomic<int>> done(17);
+    for_each_piece(threads, 17, [&](int64_t i) { ++done[static_cast<size_t>(i)]; });
+    for (const auto& times : done) EXPECT_EQ(times, 1);
+    for_each_piece(threads, 0, [&](int64_t) { FAIL(); });
+    EXPECT_THROW(for_each_piece(threads, 5, [](int64_t i) { LTE_CHECK(i != 3, "three"); }), Error);
+  }
+}
+
 }  // namespace
 }  // namespace lte::testing

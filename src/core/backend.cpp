@@ -5,6 +5,7 @@
 
 #include "core/cpu_fused.h"
 #include "core/gpu.h"
+#include "core/threads.h"
 
 namespace lte {
 namespace {
@@ -118,7 +119,7 @@ Backend open_backend(std::string_view named, int threads) {
               fmt::format("unknown variant '{}' of backend {}; known:{}", name, base, known));
     at = end;
   }
-  backend.name = spec;
+  backend.name = spec, backend.threads = thread_count(threads);
   return backend;
 }
 

@@ -309,6 +309,7 @@ struct Backend {
   std::shared_ptr<Ctx> ctx;
   Memory memory = {};  // where all tensors that it is given must lie, but tokens and targets
   const Device* device = nullptr;  // what a GPU has beside the operations; null on a CPU
+  int threads = 1;                 // of the host, for what is no operation
 
   void finish() const { ops.finish(*ctx); }
 };

@@ -3,9 +3,12 @@
 // for any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -55,5 +58,22 @@ struct ThreadPool {
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 };
+
+// fn(i) for every i in [0, n), by at most `threads` threads; throws what one of them threw.
+template <class Fn>
+void for_each_piece(int threads, int64_t n, Fn&& fn) {
+  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n, 1, threads)));
+  std::exception_ptr thrown;
+  std::mutex mutex;
+  pool.run(n, [&](int64_t i, int) {
+    try {
+      fn(i);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      thrown = std::current_exception();
+    }
+  });
+  if (thrown) std::rethrow_exception(thrown);
+}
 
 }  // namespace lte

@@ -65,10 +65,9 @@ Fitted fit_d2dmoe(const FitInput& in, const Knobs& k) {
   init_predictors(f.params, f.plan, in.seed);
   const Observed seen = observe(tuned, f.params, f.plan, tokens, Contribution::output_norm);
   f.calibration_tokens = looked + seen.tokens;
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
-                                     spec, hash64(in.seed, 0xd2d, i));
-  }
+  const std::vector<PredictorSpec> specs(seen.layer.size(), spec);
+  f.train_flops +=
+      train_predictors(in.backend, f.params, f.plan, seen.layer, specs, in.seed, 0xd2d);
   f.calibration_tokens += calibrate_cut(tuned, f.params, f.plan, active, false);
   if (before < steps) {
     TrainSpec after = training(in, k, steps - before);

@@ -51,18 +51,17 @@ double label_of(const FitInput& in, const Label& l, const Contributions& c) {
 }
 
 // Returns every layer's label.
-std::vector<double> train_predictors(const FitInput& in, Fitted& f, PredictorSpec spec,
-                                     int64_t tokens, const Label& label) {
+std::vector<double> fit_predictors(const FitInput& in, Fitted& f, const PredictorSpec& spec,
+                                   int64_t tokens, const Label& label) {
   const Observed seen = observe(in, f.params, f.plan, tokens, Contribution::measured);
   f.calibration_tokens += seen.tokens;
   init_predictors(f.params, f.plan, in.seed);
   std::vector<double> labels;
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    spec.label = label_of(in, label, seen.layer[i]);
-    labels.push_back(spec.label);
-    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
-                                     spec, hash64(in.seed, 0xdeb, i));
-  }
+  std::vector<PredictorSpec> specs(seen.layer.size(), spec);
+  for (size_t i = 0; i < seen.layer.size(); ++i)
+    labels.push_back(specs[i].label = label_of(in, label, seen.layer[i]));
+  f.train_flops +=
+      train_predictors(in.backend, f.params, f.plan, seen.layer, specs, in.seed, 0xdeb);
   if (f.plan.layer[0].rule == Rule::threshold) {
     f.calibration_tokens += calibrate_cut(in, f.params, f.plan, label.active, true);
   }
@@ -105,7 +104,7 @@ Fitted fit_deja_vu(const FitInput& in, const Knobs& k) {
   }
   Fitted f{.params = apply_order(dense.params, plan), .plan = plan, .histograms = {}};
   f.train_tokens = dense.train_tokens, f.train_flops = dense.train_flops;
-  const std::vector<double> labels = train_predictors(tuned, f, spec, tokens, label);
+  const std::vector<double> labels = fit_predictors(tuned, f, spec, tokens, label);
   TrainSpec after = training(in, k, steps - before);
   after.first += static_cast<uint64_t>(before);
   run_stage(in, f, after, "train");

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "core/threads.h"
 #include "methods/aligned.h"
 #include "methods/cluster.h"
 
@@ -58,7 +59,8 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
   Plan plan = dense_plan(c);
   std::vector<std::vector<float>> together;
   if (construction == "coactivation") together = coactivation(in, tokens, seen);
-  for (size_t i = 0; i < plan.layer.size(); ++i) {
+  for_each_piece(in.backend.threads, static_cast<int64_t>(plan.layer.size()), [&](int64_t layer) {
+    const auto i = static_cast<size_t>(layer);
     FfnPlan& f = plan.layer[i];
     const LayerParams& l = in.dense.layer[i];
     const uint64_t seed = hash64(in.seed, 0xc1, i);
@@ -73,7 +75,7 @@ Plan grouped_plan(const FitInput& in, const std::string& construction, int group
       Rng rng(seed);
       if (construction == "random") shuffle(f.order, rng);
     }
-  }
+  });
   return plan;
 }
 

@@ -91,8 +91,8 @@ Fitted fit_one_stage(const FitInput& in, const Knobs& k) {
   const bool calibrates = get_whole(k, "calibrate", 0, 1) == 1;
   if (warm > 0) {
     const Observed seen = observe(in, f.params, plan, warm, Contribution::output_norm);
-    f.train_flops +=
-        fit_routers(f.params, plan, seen.layer, labelled, start, warm_steps, 0.01, in.seed);
+    f.train_flops += fit_routers(f.params, plan, seen.layer, labelled, start, warm_steps, 0.01,
+                                 in.seed, in.backend.threads);
     f.calibration_tokens += seen.tokens;
   }
   add_histogram(in, f, Gate::hard, "before");

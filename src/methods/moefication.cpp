@@ -67,9 +67,10 @@ void train_mlp(const FitInput& in, Fitted& f, const PredictorSpec& spec, int64_t
     std::copy(c.begin(), c.end(), l.router_in.as<float>());
     for (int64_t e = 0; e < l.router_w.rows(); ++e)
       l.router_w.as<float>()[e * l.router_w.cols() + e] = 1;
-    f.train_flops += train_predictor(in.backend, l, f.plan.layer[i], seen.layer[i], spec,
-                                     hash64(in.seed, 0x30e, i));
   }
+  const std::vector<PredictorSpec> specs(seen.layer.size(), spec);
+  f.train_flops +=
+      train_predictors(in.backend, f.params, f.plan, seen.layer, specs, in.seed, 0x30e);
 }
 
 Fitted fit_moefication(const FitInput& in, const Knobs& k) {

@@ -35,10 +35,9 @@ Fitted fit_path(const FitInput& in, const Knobs& k) {
   const PredictorSpec spec{.loss = PredictorLoss::softmax,
                            .lr = get_number(k, "router_lr", 0, 10),
                            .epochs = static_cast<int>(get_whole(k, "epochs", 1, 10000))};
-  for (size_t i = 0; i < seen.layer.size(); ++i) {
-    f.train_flops += train_predictor(in.backend, f.params.layer[i], f.plan.layer[i], seen.layer[i],
-                                     spec, hash64(in.seed, 0x9a7b, i));
-  }
+  const std::vector<PredictorSpec> specs(seen.layer.size(), spec);
+  f.train_flops +=
+      train_predictors(in.backend, f.params, f.plan, seen.layer, specs, in.seed, 0x9a7b);
   f.calibration_tokens += calibrate_cut(in, f.params, f.plan, active, false);
   run_stage(in, f, training(in, k, get_whole(k, "steps", 0, 1'000'000'000)), "train");
   if (f.train_tokens > 0)

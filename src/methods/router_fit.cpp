@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "core/threads.h"
 #include "methods/in_order.h"
 
 namespace lte {
@@ -71,15 +72,18 @@ void fit_one(const Contributions& c, double labelled, double active, int steps, 
 }  // namespace
 
 double fit_routers(Params& p, const Plan& plan, std::span<const Contributions> seen,
-                   double labelled, double active, int steps, double lr, uint64_t seed) {
+                   double labelled, double active, int steps, double lr, uint64_t seed,
+                   int threads) {
   double flops = 0;
-  for (size_t i = 0; i < seen.size(); ++i) {
+  for (const Contributions& c : seen)
+    flops += 6.0 * kBatch * steps * static_cast<double>(c.D * c.E);
+  for_each_piece(threads, static_cast<int64_t>(seen.size()), [&](int64_t layer) {
+    const auto i = static_cast<size_t>(layer);
     LTE_CHECK(plan.layer[i].router_bias, "fit_routers: wants routers with a bias");
     Rng rng(hash64(seed, 0xf17, i));
     fit_one(seen[i], labelled, active, steps, lr, rng, p.layer[i].router_w.as<float>(),
             p.layer[i].router_b.as<float>());
-    flops += 6.0 * kBatch * steps * static_cast<double>(seen[i].D * seen[i].E);
-  }
+  });
   return flops;
 }
 

@@ -11,6 +11,6 @@ namespace lte {
 // layer" on the router's input; then one shift of all biases, so that the share of open gates is
 // `active`. Writes weight and bias of every router; returns the FLOPs of the products.
 double fit_routers(Params&, const Plan&, std::span<const Contributions>, double labelled,
-                   double active, int steps, double lr, uint64_t seed);
+                   double active, int steps, double lr, uint64_t seed, int threads);
 
 }  // namespace lte
