@@ -72,6 +72,52 @@ TEST_P(TokenTest, AttendTokenIsThreeOperations) {
       << "the cache is full";
 }
 
+// One token and rows that a block reads as a whole: few, all and no open experts, more blocks than neurons, columns that
+// end inside a piece. What is closed is not read.
+TEST_P(TokenTest, GatheredByLongRowsOfBf16) {
+  if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
+  struct {
+    int64_t D, E, G;
+  } const shapes[] = {{1024, 70, 1},  {1032, 9, 5}, {2048, 3, 7},
+                      {2184, 300, 1}, {4096, 5, 8}, {8192, 2, 3}};
+  for (const auto& [D, E, G] : shapes) {
+    for (int kind = 0; kind < 3; ++kind) {  // gated; with a bias; without
+      for (const double open : {0.5, 1.0, 0.0}) {
+        SCOPED_TRACE(fmt::format("D {} E {} G {} kind {}", D, E, G, kind));
+        const int64_t F = E * G;
+        const double std = 1 / std::sqrt(static_cast<double>(D));
+        const Tensor x = normal({1, D}), up = normal({F, D}, std), down = normal({F, D}, 0.5);
+        const Tensor gate_w = kind == 0 ? normal({F, D}, std) : Tensor{};
+        const Tensor bias = kind == 1 ? normal({F}, 3) : Tensor{};
+        const Tensor hup = s.half(up), hdown = s.half(down);
+        const Tensor hgate = gate_w ? s.half(gate_w) : Tensor{};
+        const Tensor gates = blank({1, E});
+        for (int64_t e = 0; e < E; ++e)
+          put(gates, e, rng.uniform() < open ? 0.5 + rng.uniform() : 0);
+        const Tensor out = blank({1, D}), want = blank({1, D});
+        const Tensor index = s.blank(DType::i32, {E, 1}), count = s.blank(DType::i32, {E});
+        Backend& be = backends[0];
+        const Act act = kind == 0 ? Act::silu : Act::gelu_tanh;
+        be.ops.route(*be.ctx, index, count, gates);
+        be.ops.ffn_gathered(*be.ctx, want, x, gates, index, count, {}, up, bias, gate_w, down, act);
+        be.finish();
+        for (int64_t i = 0; i < F * D; ++i) {
+          if (at(gates, i / D / G) != 0) continue;
+          for (const Tensor& w : {hup, hgate, hdown})
+            if (w) w.as<Bf16>()[i] = to_bf16(NAN);
+        }
+        const auto gathered = [&](const Ops& o, Ctx& c) {
+          o.ffn_gathered(c, out, x, gates, index, count, {}, hup, bias, hgate, hdown, act);
+        };
+        run({out}, gathered);
+        expect_close(out, values(want), tol(D + F, std::max(0.5, largest(values(want)) / 2)),
+                     "bf16 against f32");
+        s.blocks.clear();
+      }
+    }
+  }
+}
+
 // One entry for a dense layer of one token by weights of bf16.
 TEST_P(TokenTest, FfnTokenIsItsOperations) {
   if (!backends[0].ops.ffn_token) GTEST_SKIP() << spec << " has no such kernel";
