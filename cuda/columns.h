@@ -20,42 +20,33 @@ struct OpenRows {
 // memory.
 constexpr int kColumnWarps = 4, kFlight = 8, kStage = 512;
 
-// The block's range of rows, split `split` of `splits`: [begin, end) in the order of the open ones, and the row of the
-// i-th.
+// The block's range of rows, split blockIdx.y of gridDim.y: [begin, end) in the order of the open ones, and the
+// row of the i-th.
 struct RowRange {
   int begin, end, G = 1, first = 0;
   const int32_t* list = nullptr;  // experts, from the first-th open one on
   __device__ int at(int i) const { return list ? list[i / G - first] * G + i % G : i; }
-  __device__ RowRange(int all, int split, int splits) {
-    begin = static_cast<int>(static_cast<int64_t>(all) * split / splits);
-    end = static_cast<int>(static_cast<int64_t>(all) * (split + 1) / splits);
+  __device__ RowRange(int all) {
+    const int splits = static_cast<int>(gridDim.y), grain = (all + splits - 1) / splits;
+    begin = static_cast<int>(blockIdx.y) * grain;
+    end = begin + grain < all ? begin + grain : all;
   }
 };
 // Dynamic shared memory of the list, in elements, for experts of G neurons and F in all.
 inline int64_t row_list_size(int64_t F, int64_t G, int64_t splits) {
   return pieces(pieces(F, splits), G) + 1;
 }
-// For whole blocks of kWarps warps; `list` is shared memory of row_list_size. Every thread counts the open ones of its
-// piece of the experts, then lists those that fall into the range. Counts are read past the L1 cache: nothing may have
-// been awaited yet.
-template <int kWarps>
-__device__ __forceinline__ RowRange row_range(AllRows rows, int split, int splits, int32_t*) {
-  return {rows.n, split, splits};
-}
-template <int kWarps>
-__device__ __forceinline__ RowRange row_range(OpenRows rows, int split, int splits, int32_t* list) {
-  constexpr int kThreads = kWarps * kWarp, kBits = 32;
-  LTE_SHARED(int, warp_sums[kWarps]);
+__device__ __forceinline__ RowRange row_range(AllRows rows) { return RowRange(rows.n); }
+// Every thread counts the open ones of its piece of the experts, then lists those that fall into the range. Counts
+// are read past the L1 cache: nothing has been awaited yet.
+__device__ __forceinline__ RowRange row_range(OpenRows rows) {
+  constexpr int kThreads = kColumnWarps * kWarp;
+  LTE_SHARED(int, warp_sums[kColumnWarps]);
   const int per = (rows.E + kThreads - 1) / kThreads, from = thread_rank() * per;
   const int to = from + per < rows.E ? from + per : rows.E;
   int open = 0;
-  unsigned bits = 0;  // of the first kBits of the piece
 #pragma unroll 4
-  for (int e = from; e < to; ++e) {
-    const bool yes = __ldcg(rows.count + e) > 0;
-    open += yes;
-    if (e - from < kBits) bits |= static_cast<unsigned>(yes) << (e - from);
-  }
+  for (int e = from; e < to; ++e) open += __ldcg(rows.count + e) > 0;
   int before = open;  // up to this thread's, in its warp
   for (int step = 1; step < kWarp; step *= 2) {
     const int other = __shfl_up_sync(kAllLanes, before, step);
@@ -65,15 +56,15 @@ __device__ __forceinline__ RowRange row_range(OpenRows rows, int split, int spli
   __syncthreads();
   before -= open;
   int all = 0;
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < kColumnWarps; ++w) {
     if (w < warp_of_thread()) before += warp_sums[w];
     all += warp_sums[w];
   }
-  RowRange range(all * rows.G, split, splits);
+  RowRange range(all * rows.G);
+  auto* list = dynamic_shared<int32_t>();
   range.G = rows.G, range.first = range.begin / rows.G, range.list = list;
   for (int e = from; e < to && open > 0; ++e) {
-    const int i = e - from;
-    if (i < kBits ? !(bits >> i & 1) : __ldcg(rows.count + e) <= 0) continue;
+    if (__ldcg(rows.count + e) <= 0) continue;
     if (before * rows.G < range.end && before >= range.first) list[before - range.first] = e;
     ++before, --open;
   }
@@ -144,8 +135,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp, 6)
   constexpr int kStep = kColumnWarps * kFlight;
   constexpr bool kHold = sizeof(W) == 2;
   let_next_begin();
-  const RowRange range = row_range<kColumnWarps>(
-      rows, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), dynamic_shared<int32_t>());
+  const RowRange range = row_range(rows);
   const int begin = range.begin, end = range.end;
   T sum[kPack] = {};
   if (!kHold || begin >= end) await_inputs();

@@ -8,19 +8,20 @@ namespace {
 template <bool kAtomic, class T, class W>
 void one_token(Ctx& ctx, T* out, const Gathered<T, W>& f) {
   CudaCtx& c = cuda(ctx);
-  const OpenRows rows{f.count, static_cast<int>(f.E), static_cast<int>(f.G)};
   const int64_t F = f.E * f.G, splits = column_splits(F, f.D, f.vector ? Pack<W>::kSize : 1);
   T *h = c.workspace<T>(F + (kAtomic ? 0 : splits * f.D)), *parts = kAtomic ? out : h + F;
-  const bool split = sizeof(W) == 2 && f.up && !f.known && f.vector && fits_split<W>(f.D);
+  const bool split =
+      sizeof(W) == 2 && f.up && !f.known && f.vector && fits_split<W>(f.D) && f.G % kSplitRows == 0;
   if constexpr (sizeof(W) == 2) {
-    if (split) split_hidden(c, h, PlainRow<T>{f.x}, rows, f);
+    if (split) split_hidden<true>(c, h, PlainRow<T>{f.x}, f);
   }
   if (!split)
     launch_early(one_hidden_kernel<T, W>, static_cast<unsigned>(pieces(F, kHiddenWarps)),
                  kHiddenWarps * kWarp, 0, c.stream, h, f);
   if (kAtomic) check_cuda(cudaMemsetAsync(out, 0, f.D * sizeof(T), c.stream), "clearing out");
-  column_sums<kAtomic>(c, parts, h, f.down, rows, f.D, splits, f.vector,
-                       row_list_size(F, f.G, splits));
+  column_sums<kAtomic>(c, parts, h, f.down,
+                       OpenRows{f.count, static_cast<int>(f.E), static_cast<int>(f.G)}, f.D, splits,
+                       f.vector, row_list_size(F, f.G, splits));
   if (!kAtomic) join_parts<false>(c, out, parts, f.D, splits);
 }
 
@@ -49,9 +50,8 @@ bool dense_token(Ctx& ctx, Tensor out, Tensor x, X row, FfnWeights w, Act act) {
   CudaCtx& c = cuda(ctx);
   const int64_t splits = column_splits(F, D, Pack<bf16>::kSize);
   float *h = c.workspace<float>(F + splits * D), *parts = h + F;
-  const AllRows rows{static_cast<int>(F)};
-  split_hidden(c, h, row, rows, f);
-  column_sums<false>(c, parts, h, f.down, rows, D, splits, true);
+  split_hidden<false>(c, h, row, f);
+  column_sums<false>(c, parts, h, f.down, AllRows{static_cast<int>(F)}, D, splits, true);
   join_parts<false>(c, ptr<float>(out), parts, D, splits);
   return true;
 }

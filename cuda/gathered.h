@@ -50,56 +50,36 @@ __global__ void __launch_bounds__(kHiddenWarps* kWarp, 5)
   if (lane_of_thread() == 0) h[j] = f.hidden(0, j, us, gs) * f.gates[e];
 }
 
-// The same by blocks, each of which has its share of the open neurons (OpenRows), or of all of a dense layer (AllRows),
-// whose first rows are there before x is. kSplitRows / kMatrices neurons at a time; the next ones are asked for
-// before the sums of the last are shared.
-template <int kMatrices, class X, class T, class W, class Rows>
+// The same by blocks, kSplitRows / kMatrices neurons each: of one expert (kOpen), or of a dense layer, whose first rows
+// are there before x is.
+template <int kMatrices, bool kOpen, class X, class T, class W>
 __global__ void __launch_bounds__(kSplitThreads, 2)
-    split_hidden_kernel(T* h, X x, Rows rows, Gathered<T, W> f) {
+    split_hidden_kernel(T* h, X x, Gathered<T, W> f) {
   constexpr int kOwn = kSplitRows / kMatrices;
-  constexpr bool kOpen = std::is_same_v<Rows, OpenRows>;
-  const int thread = thread_rank(), blocks = static_cast<int>(gridDim.x);
-  const int most = (static_cast<int>(f.E * f.G) + blocks - 1) / blocks + kOwn;
-  auto* row =
-      dynamic_shared<int32_t>();  // of the block's k-th neuron; beyond the last one stands that
+  const int first = static_cast<int>(blockIdx.x) * kOwn, F = static_cast<int>(f.E * f.G);
+  const int j = first + thread_rank(), e = first / static_cast<int>(f.G);
   if (kOpen) await_inputs();
   let_next_begin();
-  const RowRange range =
-      row_range<kSplitWarps>(rows, static_cast<int>(blockIdx.x), blocks, row + most);
-  const int count = range.end - range.begin;
-  if (count == 0) return;  // the whole block; of a dense layer every block has some
-  for (int k = thread; k < count + kOwn; k += kSplitThreads)
-    row[k] = range.at(range.begin + (k < count ? k : count - 1));
-  __syncthreads();
-  const auto from = [&](int k) {
-    return [&, k](int r) { return (r < kOwn ? f.up : f.gate_w) + row[k + r % kOwn] * f.D; };
+  if (kOpen && f.count[e] == 0) return;  // the whole block
+  const auto at = [&](int r) {
+    const int64_t i = first + r % kOwn < F ? first + r % kOwn : F - 1;
+    return (r < kOwn ? f.up : f.gate_w) + i * f.D;
   };
-  SplitRows<W> next;
-  next.load(from(0), 0, f.D);
+  SplitRows<W> rows;
+  rows.load(at, 0, f.D);
   x.ask(f.D);
   if (!kOpen) await_inputs();
-  for (int k = 0; k < count; k += kOwn) {
-    T sum[kSplitRows] = {}, square = 0;
-    next.add_all(sum, square, from(k), x, f.D);
-    if (k + kOwn < count) next.load(from(k + kOwn), 0, f.D);
-    T u = next.total(sum, square, x, f.D, k / kOwn), g = 0;
-    if (thread >= kWarp) continue;
-    if (kMatrices > 1) g = __shfl_down_sync(kAllLanes, u, kOwn);
-    if (thread >= kOwn || k + thread >= count) continue;
-    const int j = row[k + thread];
-    h[j] = f.hidden(0, j, u, g) * (kOpen ? f.gates[j / static_cast<int>(f.G)] : T(1));
-  }
+  T u = rows.template total<T>(at, x, f.D), g = 0;
+  if (thread_rank() >= kWarp) return;
+  if (kMatrices > 1) g = __shfl_down_sync(kAllLanes, u, kOwn);
+  if (thread_rank() < kOwn && j < F) h[j] = f.hidden(0, j, u, g) * (kOpen ? f.gates[e] : T(1));
 }
-template <class X, class T, class W, class Rows>
-void split_hidden(CudaCtx& c, T* h, X x, Rows rows, const Gathered<T, W>& f) {
-  const int64_t F = f.E * f.G;
-  const int64_t blocks =
-      std::min<int64_t>(2 * c.multiprocessors, pieces(F, kSplitRows / (f.gate_w ? 2 : 1)));
-  const int64_t lists = pieces(F, blocks) + kSplitRows + row_list_size(F, f.G, blocks);
+template <bool kOpen, class X, class T, class W>
+void split_hidden(CudaCtx& c, T* h, X x, const Gathered<T, W>& f) {
   launch_early(
-      f.gate_w ? split_hidden_kernel<2, X, T, W, Rows> : split_hidden_kernel<1, X, T, W, Rows>,
-      static_cast<unsigned>(blocks), kSplitThreads, static_cast<size_t>(lists) * sizeof(int32_t),
-      c.stream, h, x, rows, f);
+      f.gate_w ? split_hidden_kernel<2, kOpen, X, T, W> : split_hidden_kernel<1, kOpen, X, T, W>,
+      static_cast<unsigned>(pieces(f.E * f.G, kSplitRows / (f.gate_w ? 2 : 1))), kSplitThreads, 0,
+      c.stream, h, x, f);
 }
 
 // == A few tokens

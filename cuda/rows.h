@@ -144,13 +144,10 @@ struct SplitRows {
   template <class At>
   __device__ __forceinline__ void load(const At& at, int64_t base, int64_t D) {
 #pragma unroll
-    for (int r = 0; r < kSplitRows; ++r) {
-      const W* row = at(r);
+    for (int u = 0; u < kPieces; ++u) {
+      const int64_t d = column(base, u);
 #pragma unroll
-      for (int u = 0; u < kPieces; ++u) {
-        const int64_t d = column(base, u);
-        w[u][r] = raw16_once(row + (d < D ? d : 0));
-      }
+      for (int r = 0; r < kSplitRows; ++r) w[u][r] = raw16_once(at(r) + (d < D ? d : 0));
     }
   }
   template <class T, class X>
@@ -177,21 +174,14 @@ struct SplitRows {
       }
     }
   }
-  // sum[r] += the lane's share of row r . x, and of the squares of x; the first turn is loaded.
+  // Thread r < kSplitRows gets row r . x, the first turn being loaded. For whole blocks.
   template <class T, class At, class X>
-  __device__ __forceinline__ void add_all(T (&sum)[kSplitRows], T& square, const At& at, const X& x,
-                                          int64_t D) {
+  __device__ __forceinline__ T total(const At& at, const X& x, int64_t D) {
+    LTE_SHARED(T, parts[kSplitWarps][kSplitRows + 1]);
+    T sum[kSplitRows] = {}, square = 0;
     add(sum, square, x, 0, D);
     for (int64_t base = kTurn; base < D; base += kTurn)
       load(at, base, D), add(sum, square, x, base, D);
-  }
-  // Thread r < kSplitRows gets row r . x of the lanes' shares. For whole blocks; again and again with `turn` one more
-  // each time: the one before has been read by all when its shared memory is written again.
-  template <class T, class X>
-  static __device__ __forceinline__ T total(T (&sum)[kSplitRows], T square, const X& x, int64_t D,
-                                            int turn = 0) {
-    LTE_SHARED(T, both[2][kSplitWarps][kSplitRows + 1]);
-    auto& parts = both[turn % 2];
     // Half of the rows go to half of the lanes, three times; then four lanes share a row.
     const int lane = lane_of_thread();
 #pragma unroll
@@ -221,7 +211,7 @@ struct SplitRows {
 #pragma unroll
       for (int i = 0; i < kSplitWarps; ++i) square += parts[i][kSplitRows];
       const T rstd = T(1) / sqrt_of(square / static_cast<T>(D) + x.eps);
-      if (blockIdx.x == 0 && turn == 0) x.write(rstd, D);
+      if (blockIdx.x == 0) x.write(rstd, D);
       all *= rstd;
     }
     return all;
@@ -252,9 +242,7 @@ __device__ __forceinline__ int64_t split_product(float& product, const X& x, con
   rows.load(at, 0, D);
   x.ask(D);
   await_inputs();
-  float sum[kSplitRows] = {}, square = 0;
-  rows.add_all(sum, square, at, x, D);
-  product = rows.total(sum, square, x, D);
+  product = rows.template total<float>(at, x, D);
   const int64_t row = first + thread_rank();
   return thread_rank() < kSplitRows && row < count ? row : -1;
 }
