@@ -78,7 +78,7 @@ inline int64_t row_grain(int64_t cols) {
 }
 
 // Checks the shapes of out = a b, each transposed or not, cuts the longer side of out into pieces by the
-// shape alone, and runs tile(first row, rows, first column, columns) on each.
+// shape alone, and runs tile(first row, rows, first column, columns, thread) on each.
 template <class F>
 void for_gemm_tiles(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, F&& tile) {
   constexpr int64_t kPieceFlops = 2'000'000;  // least work of one piece: some ten microseconds
@@ -92,11 +92,11 @@ void for_gemm_tiles(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, 
   // Every piece packs the shared factor for itself: few and large pieces, but enough for 16 threads.
   const int64_t wanted = std::clamp<int64_t>(2 * rows * cols * inner / kPieceFlops, 1, kMostPieces);
   const int64_t grain = ((side + wanted - 1) / wanted + 15) / 16 * 16;
-  for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int) {
+  for_ranges(ctx, side, grain, [&](int64_t begin, int64_t end, int thread) {
     if (by_rows) {
-      tile(begin, end - begin, 0, cols);
+      tile(begin, end - begin, 0, cols, thread);
     } else {
-      tile(0, rows, begin, end - begin);
+      tile(0, rows, begin, end - begin, thread);
     }
   });
 }

@@ -33,7 +33,7 @@ template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   with_type(out, [&]<class T>() {
     const auto o = matrix<T>(out), am = matrix<T>(a), bm = matrix<T>(b);
-    for_gemm_tiles(ctx, out, a, ta, b, tb, [&](int64_t r, int64_t nr, int64_t c, int64_t nc) {
+    for_gemm_tiles(ctx, out, a, ta, b, tb, [&](int64_t r, int64_t nr, int64_t c, int64_t nc, int) {
       gemm_tile<T, kAdd>(o, am, ta, bm, tb, r, nr, c, nc);
     });
   });
