@@ -62,7 +62,9 @@ constexpr int kTileCols = 2 * kLanes<T>;
 template <class T, int kRows, int kVecs>
 [[gnu::always_inline]] inline void tile_sums(Vec<T> (&sum)[kRows][kVecs], const T* a, int64_t row,
                                              int64_t step, const T* b, int64_t ldb, int64_t depth) {
+#pragma GCC unroll 8
   for (auto& r : sum) {
+#pragma GCC unroll 2
     for (auto& s : r) s = Vec<T>{};
   }
   for (int64_t k = 0; k < depth; ++k, a += step, b += ldb) {
@@ -84,7 +86,9 @@ void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t st
   Vec<T> sum[kRows][kVecs];
   tile_sums<T, kRows, kVecs>(sum, a, row, step, b, ldb, depth);
   if (cols == kVecs * L) {
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
       for (int j = 0; j < kVecs; ++j) {
         T* o = out + i * ldo + j * L;
         store<T>(o, add ? load(o) + sum[i][j] : sum[i][j]);
@@ -93,7 +97,9 @@ void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t st
     return;
   }
   alignas(64) T edge[kVecs * L];
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
     for (int j = 0; j < kVecs; ++j) store<T>(edge + j * L, sum[i][j]);
     T* o = out + i * ldo;
     for (int64_t c = 0; c < cols; ++c) o[c] = add ? o[c] + edge[c] : edge[c];
