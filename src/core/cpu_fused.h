@@ -134,6 +134,46 @@ void block_product(int64_t rows, int64_t cols, T* out, int64_t ldo, const T* a, 
   }
 }
 
+// Lanes of a that have the bit kStep change places with those of b that do not.
+template <class T, int kStep, size_t... I>
+void exchange(Vec<T>& a, Vec<T>& b, std::index_sequence<I...>) {
+  constexpr size_t L = sizeof...(I), S = kStep;
+  const Vec<T> low = __builtin_shufflevector(a, b, (I & S ? L + I - S : I)...);
+  b = __builtin_shufflevector(a, b, (I & S ? L + I : I + S)...);
+  a = low;
+}
+template <class T, int kStep = 1>
+[[gnu::always_inline]] inline void transpose_lanes(Vec<T> (&v)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+  if constexpr (kStep < L) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (!(i & kStep)) exchange<T, kStep>(v[i], v[i + kStep], std::make_index_sequence<L>());
+    }
+    transpose_lanes<T, 2 * kStep>(v);
+  }
+}
+
+// to[c, i] = from[i, c], i < rows, c < cols, with rows ldt and ldf apart.
+template <class T>
+void transpose(T* to, int64_t ldt, const T* from, int64_t ldf, int64_t rows, int64_t cols) {
+  constexpr int L = kLanes<T>;
+  int64_t done = 0;  // columns
+  for (; rows % L == 0 && done + L <= cols; done += L) {
+    for (int64_t i = 0; i < rows; i += L) {
+      Vec<T> v[L];
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k) v[k] = load(from + (i + k) * ldf + done);
+      transpose_lanes<T>(v);
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k) store<T>(to + (done + k) * ldt + i, v[k]);
+    }
+  }
+  for (int64_t c = done; c < cols; ++c) {
+    for (int64_t i = 0; i < rows; ++i) to[c * ldt + i] = from[i * ldf + c];
+  }
+}
+
 // Panel p of b, or of its transpose, as [inner, kTileCols], columns beyond the last one 0.
 template <class T>
 void pack_panel(T* to, const T* b, bool tb, int64_t ldb, int64_t inner, int64_t cols, int64_t p) {
@@ -145,14 +185,7 @@ void pack_panel(T* to, const T* b, bool tb, int64_t ldb, int64_t inner, int64_t 
       std::memcpy(to + k * W, b + k * ldb + first, static_cast<size_t>(width) * sizeof(T));
     return;
   }
-  const T* from = b + first * ldb;
-  for (int64_t k = 0; k < inner; ++k) {
-    if (width == W) {
-      for (int64_t c = 0; c < W; ++c) to[k * W + c] = from[c * ldb + k];
-    } else {
-      for (int64_t c = 0; c < width; ++c) to[k * W + c] = from[c * ldb + k];
-    }
-  }
+  transpose(to, W, b + first * ldb, ldb, width, inner);
 }
 
 // exp(x). Floats: x is clamped to [-87, 88]; x = n ln 2 + r, a Taylor polynomial of degree 7 in r,

@@ -51,9 +51,7 @@ T* transposed(T*& memory, const T* from, int64_t n, int64_t C) {
     const int64_t rows = std::min<int64_t>(W, n - p * W);
     T* panel = to + p * W * C;
     if (rows < W) std::fill_n(panel, W * C, T(0));
-    for (int64_t c = 0; c < C; ++c) {
-      for (int64_t i = 0; i < rows; ++i) panel[c * W + i] = from[(p * W + i) * C + c];
-    }
+    transpose<T>(panel, W, from + p * W * C, C, rows, C);
   }
   return to;
 }
