@@ -56,13 +56,14 @@ T* transposed(T*& memory, const T* from, int64_t n, int64_t C) {
   return to;
 }
 
-// scores[rows, W panels that reach `length`] = a panels, a rows of C values.
+// scores[rows, whole vectors that reach `length`] = a panels, a rows of C values.
 template <class T>
 void scores_of(T* scores, int64_t lds, const T* a, int64_t lda, int64_t rows, const T* panels,
                int64_t C, int64_t length) {
   constexpr int W = kTileCols<T>;
-  for (int64_t p = 0; p * W < length; ++p) {
-    tile_rows<T, kTileRows>(rows, W, scores + p * W, lds, a, lda, 1, panels + p * W * C, W, C,
+  for (int64_t first = 0; first < length; first += W) {
+    const int64_t cols = length - first > kLanes<T> ? W : kLanes<T>;
+    tile_rows<T, kTileRows>(rows, cols, scores + first, lds, a, lda, 1, panels + first * C, W, C,
                             false);
   }
 }
@@ -138,9 +139,9 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
 }
 
 // Scores and dP = dO V' of one row -> probabilities P and dS = P (dP - rowsum(P dP)) / sqrt(C), both 0
-// from `length` up to `end`.
+// in the rest of the row's last vector.
 template <class T>
-void backward_row(T* p, T* dp, int64_t length, int64_t end, T scale, T log_sum) {
+void backward_row(T* p, T* dp, int64_t length, T scale, T log_sum) {
   constexpr int L = kLanes<T>;
   const int64_t last = (length - 1) / L * L;
   const auto share_of = [&](int64_t i) { return exp_of(load(p + i) * scale - log_sum); };
@@ -153,7 +154,6 @@ void backward_row(T* p, T* dp, int64_t length, int64_t end, T scale, T log_sum) 
   const T mean = sum_of<T>(sums + load(p + last) * load(dp + last));
   for (int64_t i = 0; i <= last; i += L)
     store<T>(dp + i, load(p + i) * (load(dp + i) - mean) * scale);
-  for (int64_t i = last + L; i < end; ++i) p[i] = dp[i] = 0;
 }
 
 // What one key-value head and the query heads that share it read and write.
@@ -171,13 +171,13 @@ struct Head {
 template <class T>
 void backward_block(const Head<T>& h, int64_t t, int64_t rows, const T* q, int64_t ldq, const T* d,
                     int64_t ldd, const T* log_sums, T* dq, T* dk, T* dv, bool add) {
-  const int64_t end = t + rows, C = h.C;
+  const int64_t C = h.C;
   for (int64_t r = 0; r < rows; r += kTileRows) {
     const int64_t n = std::min<int64_t>(kTileRows, rows - r), reach = t + r + n;
     scores_of(h.p + r * h.lds, h.lds, q + r * ldq, ldq, n, h.keys_t, C, reach);
     scores_of(h.ds + r * h.lds, h.lds, d + r * ldd, ldd, n, h.values_t, C, reach);
     for (int64_t j = 0; j < n; ++j) {
-      backward_row(h.p + (r + j) * h.lds, h.ds + (r + j) * h.lds, t + r + j + 1, end, h.scale,
+      backward_row(h.p + (r + j) * h.lds, h.ds + (r + j) * h.lds, t + r + j + 1, h.scale,
                    log_sums[r + j]);
     }
     block_product<T>(n, C, dq + r * ldq, ldq, h.ds + r * h.lds, h.lds, 1, h.keys.at, h.keys.stride,
@@ -185,8 +185,16 @@ void backward_block(const Head<T>& h, int64_t t, int64_t rows, const T* q, int64
   }
   T* memory = h.free;
   const Rows<T> q_rows = padded(memory, q, ldq, rows, C), d_rows = padded(memory, d, ldd, rows, C);
-  block_product<T>(end, C, dk, ldq, h.ds, 1, h.lds, q_rows.at, q_rows.stride, rows, add);
-  block_product<T>(end, C, dv, ldq, h.p, 1, h.lds, d_rows.at, d_rows.stride, rows, add);
+  // Of positions [j, j + n) by the queries from `first` on: those before do not look at them.
+  const auto add_keys = [&](int64_t j, int64_t n, int64_t first) {
+    block_product<T>(n, C, dk + j * ldq, ldq, h.ds + first * h.lds + j, 1, h.lds,
+                     q_rows.at + first * q_rows.stride, q_rows.stride, rows - first, add);
+    block_product<T>(n, C, dv + j * ldq, ldq, h.p + first * h.lds + j, 1, h.lds,
+                     d_rows.at + first * d_rows.stride, d_rows.stride, rows - first, add);
+  };
+  add_keys(0, t, 0);
+  for (int64_t r = 0; r < rows; r += kTileRows)
+    add_keys(t + r, std::min<int64_t>(kTileRows, rows - r), r);
 }
 
 void attention_backward(Ctx& ctx, Tensor dqkv, Tensor dout, Tensor, Tensor qkv, Tensor k, Tensor v,
