@@ -84,10 +84,7 @@ T softmax_row(T* row, int64_t length, int64_t end, T scale) {
   const int64_t last = (length - 1) / L * L;  // of the vector in which the row ends
   constexpr T kLeast = -std::numeric_limits<T>::infinity();
   Vec<T> top = below(length - last, load(row + last), kLeast);
-  for (int64_t i = 0; i < last; i += L) {
-    const Vec<T> x = load(row + i);
-    top = x > top ? x : top;
-  }
+  for (int64_t i = 0; i < last; i += L) top = larger(load(row + i), top);
   const T most = largest_of<T>(top);
   const auto share_of = [&](int64_t i) { return exp_of((load(row + i) - most) * scale); };
   Vec<T> sums{};
