@@ -26,6 +26,7 @@ TEST(Exponential, WithinItsStatedError) {
   const float inf = std::numeric_limits<float>::infinity();
   EXPECT_LT(fused::exp_of(fused::Vec<float>{} - inf)[0], 2e-38f);
   EXPECT_TRUE(std::isfinite(fused::exp_of(fused::Vec<float>{} + inf)[0]));
+  EXPECT_TRUE(std::isnan(fused::exp_of(fused::Vec<float>{} + NAN)[0]));
 }
 
 // Products of floats large enough for several blocks of every loop.
@@ -33,8 +34,8 @@ class FusedProduct : public ::testing::TestWithParam<const char*> {};
 TEST_P(FusedProduct, LargerThanItsBlocks) {
   if (!in_this_build(GetParam())) GTEST_SKIP() << GetParam() << " is not in this build";
   Store s;
-  const ProductCase cases[] = {
-      {300, 70, 600}, {9, 33, 1024}, {257, 40, 512}, {64, 9, 256}, {1, 1, 700}};
+  const ProductCase cases[] = {{300, 70, 600}, {9, 33, 1024}, {257, 40, 512},
+                               {64, 9, 256},   {1, 1, 700},   {1024, 40, 65}};
   Backend one = open_backend(GetParam(), 1), many = open_backend(GetParam(), 7),
           naive = open_backend("cpu+naive", 1);
   each_product(s, cases,
@@ -53,6 +54,27 @@ TEST_P(FusedProduct, LargerThanItsBlocks) {
                  expect_product(got, want, sizes, k);
                  expect_same_bits(got, same, "threads");
                });
+}
+
+// The bias is added where a tile is stored, after the last block of the inner dimension.
+TEST_P(FusedProduct, LinearHasTheBitsOfProductAndBias) {
+  if (!in_this_build(GetParam())) GTEST_SKIP() << GetParam() << " is not in this build";
+  Backend be = open_backend(GetParam(), 3);
+  ASSERT_TRUE(be.ops.linear);
+  const ProductCase cases[] = {{300, 70, 600}, {9, 33, 300}, {64, 16, 256}, {130, 52, 64}};
+  for (const auto [n, m, k] : cases) {
+    for (const bool tw : {false, true}) {
+      Store s;
+      Rng rng(4);
+      const Tensor x = s.normal(DType::f32, {n, k}, rng), b = s.normal(DType::f32, {m}, rng),
+                   w = tw ? s.normal(DType::f32, {m, k}, rng) : s.normal(DType::f32, {k, m}, rng),
+                   want = s.normal(DType::f32, {n, m}, rng),
+                   got = s.normal(DType::f32, {n, m}, rng);
+      be.ops.gemm(*be.ctx, want, x, false, w, tw), be.ops.bias_add(*be.ctx, want, b);
+      be.ops.linear(*be.ctx, got, x, w, tw, b);
+      expect_same_bits(got, want, fmt::format("{}x{}x{} tw {}", n, m, k, tw));
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Own, FusedProduct, ::testing::Values("cpu+fused", "cpu+onednn+fused"));

@@ -42,23 +42,35 @@ template <bool kAdd>
 void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   with_type(out, [&]<class T>() { product<T>(ctx, out, a, ta, b, tb, kAdd); });
 }
+void linear(Ctx& ctx, Tensor out, Tensor x, Tensor w, bool tw, Tensor b) {
+  with_type(out, [&]<class T>() { product<T>(ctx, out, x, false, w, tw, false, b); });
+}
 
-// oneDNN's where it stands below, but for products of many tokens by the transpose of long rows: there its
+// Where oneDNN stands below: its products, but for those of many tokens by the transpose of long rows; there its
 // packing costs a quarter of the time (64 x 256 and 256 x 1024 weights, AVX-512).
+bool is_own(Tensor a, bool ta, Tensor b, bool tb) {
+  constexpr int64_t kManyTokens = 64, kLongRow = 256;
+  return !ta && tb && a.rows() >= kManyTokens && b.cols() >= kLongRow;
+}
 template <bool kAdd>
 void gemm_of_two(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
-  constexpr int64_t kManyTokens = 64, kLongRow = 256;
-  if (!ta && tb && a.rows() >= kManyTokens && b.cols() >= kLongRow)
-    return gemm<kAdd>(ctx, out, a, ta, b, tb);
+  if (is_own(a, ta, b, tb)) return gemm<kAdd>(ctx, out, a, ta, b, tb);
   Ops onednn{};
   kOnednnPatch(onednn);
   (kAdd ? onednn.gemm_add : onednn.gemm)(ctx, out, a, ta, b, tb);
+}
+void linear_of_two(Ctx& ctx, Tensor out, Tensor x, Tensor w, bool tw, Tensor b) {
+  if (is_own(x, false, w, tw)) return linear(ctx, out, x, w, tw, b);
+  gemm_of_two<false>(ctx, out, x, false, w, tw);
+  Ops plain{};
+  fill_linear(plain);
+  plain.bias_add(ctx, out, b);
 }
 
 }  // namespace
 
 template <class T>
-void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add) {
+void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add, Tensor bias) {
   const int64_t rows = out.rows(), cols = out.cols(), inner = ta ? a.rows() : a.cols();
   LTE_CHECK((ta ? a.cols() : a.rows()) == rows && (tb ? b.rows() : b.cols()) == cols &&
                 (tb ? b.cols() : b.rows()) == inner,
@@ -84,17 +96,18 @@ void product(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool ad
       const Left<T> left = left_block(memory, x, ta, lda, begin, end - begin, k, depth);
       for (int64_t p = 0; p < panels; ++p) {
         const T* right = packed + p * inner * W + k * W;
+        const T* last = bias && k + depth == inner ? bias.as<T>() + p * W : nullptr;
         for (int64_t i = begin; i < end; i += kTileRows) {
           tile_rows<T, kTileRows>(end - i, std::min<int64_t>(W, cols - p * W), o + i * cols + p * W,
                                   cols, left.at + (i - begin) / kTileRows * left.next, left.row,
-                                  left.step, right, W, depth, add || k > 0);
+                                  left.step, right, W, depth, add || k > 0, last);
         }
       }
     }
   });
 }
-template void product<float>(Ctx&, Tensor, Tensor, bool, Tensor, bool, bool);
-template void product<double>(Ctx&, Tensor, Tensor, bool, Tensor, bool, bool);
+template void product<float>(Ctx&, Tensor, Tensor, bool, Tensor, bool, bool, Tensor);
+template void product<double>(Ctx&, Tensor, Tensor, bool, Tensor, bool, bool, Tensor);
 
 }  // namespace lte::fused
 
@@ -105,9 +118,11 @@ void lte::patch_fused(Ops& ops) {
   if (ops.gemm == eigen.gemm) {
     ops.gemm = fused::gemm<false>;
     ops.gemm_add = fused::gemm<true>;
+    ops.linear = fused::linear;
   } else if (onednn.gemm && ops.gemm == onednn.gemm) {
     ops.gemm = fused::gemm_of_two<false>;
     ops.gemm_add = fused::gemm_of_two<true>;
+    ops.linear = fused::linear_of_two;
   }  // other products stay
   fused::patch_attention(ops);
   fused::patch_elements(ops);

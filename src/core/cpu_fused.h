@@ -78,14 +78,29 @@ template <class T, int kRows, int kVecs>
   }
 }
 
-// out[kRows, cols] (+)= a b, cols <= kVecs vectors, a and b as in tile_sums.
+// out[kRows, cols] (+)= a b, and += bias to every row unless it is null; cols <= kVecs vectors, a and b as in
+// tile_sums.
 template <class T, int kRows, int kVecs>
 void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t step, const T* b,
-          int64_t ldb, int64_t depth, bool add) {
+          int64_t ldb, int64_t depth, bool add, const T* bias = nullptr) {
   constexpr int L = kLanes<T>;
   Vec<T> sum[kRows][kVecs];
   tile_sums<T, kRows, kVecs>(sum, a, row, step, b, ldb, depth);
-  if (cols == kVecs * L) {
+  const bool whole = cols == kVecs * L;
+  if (whole && bias) {
+    Vec<T> more[kVecs];
+    for (int j = 0; j < kVecs; ++j) more[j] = load(bias + j * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVecs; ++j) {
+        T* o = out + i * ldo + j * L;
+        store<T>(o, (add ? load(o) + sum[i][j] : sum[i][j]) + more[j]);
+      }
+    }
+    return;
+  }
+  if (whole) {
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
@@ -102,22 +117,26 @@ void tile(int64_t cols, T* out, int64_t ldo, const T* a, int64_t row, int64_t st
 #pragma GCC unroll 2
     for (int j = 0; j < kVecs; ++j) store<T>(edge + j * L, sum[i][j]);
     T* o = out + i * ldo;
-    for (int64_t c = 0; c < cols; ++c) o[c] = add ? o[c] + edge[c] : edge[c];
+    for (int64_t c = 0; c < cols; ++c) {
+      o[c] = add ? o[c] + edge[c] : edge[c];
+      if (bias) o[c] += bias[c];
+    }
   }
 }
 
 // The same for min(rows, kRows) rows and at most two vectors of columns.
 template <class T, int kRows>
 void tile_rows(int64_t rows, int64_t cols, T* out, int64_t ldo, const T* a, int64_t row,
-               int64_t step, const T* b, int64_t ldb, int64_t depth, bool add) {
+               int64_t step, const T* b, int64_t ldb, int64_t depth, bool add,
+               const T* bias = nullptr) {
   if constexpr (kRows > 1) {
     if (rows < kRows)
-      return tile_rows<T, kRows - 1>(rows, cols, out, ldo, a, row, step, b, ldb, depth, add);
+      return tile_rows<T, kRows - 1>(rows, cols, out, ldo, a, row, step, b, ldb, depth, add, bias);
   }
   if (cols > kLanes<T>) {
-    tile<T, kRows, 2>(cols, out, ldo, a, row, step, b, ldb, depth, add);
+    tile<T, kRows, 2>(cols, out, ldo, a, row, step, b, ldb, depth, add, bias);
   } else {
-    tile<T, kRows, 1>(cols, out, ldo, a, row, step, b, ldb, depth, add);
+    tile<T, kRows, 1>(cols, out, ldo, a, row, step, b, ldb, depth, add, bias);
   }
 }
 
@@ -280,10 +299,10 @@ T largest_of(Vec<T> v) {
   return most;
 }
 
-// out = a b, or += where `add`, for the entries gemm and gemm_add. Every element is one chain of fused
+// out = a b, or += where `add`, then + bias to every row if there is one, for the entries gemm, gemm_add and linear. Every element is one chain of fused
 // multiply-adds over the inner dimension in blocks of a fixed length: its bits do not depend on the cut.
 template <class T>
-void product(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add);
+void product(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add, Tensor bias = {});
 
 void patch_attention(Ops&);  // cpu_fused_attention.cpp
 void patch_elements(Ops&);   // cpu_fused_elements.cpp

@@ -136,7 +136,7 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
 }
 
 void patch(Ops& ops) {
-  ops.gemm = gemm<false>, ops.gemm_add = gemm<true>;
+  ops.gemm = gemm<false>, ops.gemm_add = gemm<true>, ops.linear = nullptr;
   ops.ffn_train = nullptr, ops.ffn_train_backward_add = nullptr;  // they do not round
 }
 

@@ -48,7 +48,7 @@ void gemm(Ctx& ctx, Tensor out, Tensor a, bool ta, Tensor b, bool tb) {
   for_gemm_tiles(ctx, out, a, ta, b, tb, tile);
 }
 
-void patch(Ops& ops) { ops.gemm = gemm<false>, ops.gemm_add = gemm<true>; }
+void patch(Ops& ops) { ops.gemm = gemm<false>, ops.gemm_add = gemm<true>, ops.linear = nullptr; }
 
 }  // namespace
 
