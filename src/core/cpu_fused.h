@@ -269,7 +269,7 @@ struct Curve {
   Vec<T> value, slope;
 };
 template <class T>
-Curve<T> curve(Vec<T> x, bool gelu) {
+[[gnu::always_inline]] inline Curve<T> curve(Vec<T> x, bool gelu) {
   constexpr T kScale = T(2 * 0.7978845608028654), kCubic = T(0.044715);
   const Vec<T> square = x * x;
   const Vec<T> z = gelu ? kScale * x * (T(1) + kCubic * square) : x;

@@ -22,10 +22,11 @@ void activate(Ctx& ctx, Tensor out, Tensor pre, Tensor up, Act kind) {
   with_type(out, [&]<class T>() {
     const T *x = pre.as<T>(), *u = up ? up.as<T>() : nullptr;
     T* o = out.as<T>();
-    for_pieces(ctx, out.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    const bool gelu = kind == Act::gelu_tanh;
+    for_pieces(ctx, out.size(), kGrain, [=](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i += kLanes<T>) {
         const int64_t n = end - i;
-        Vec<T> y = curve<T>(load_some(x + i, n), kind == Act::gelu_tanh).value;
+        Vec<T> y = curve<T>(load_some(x + i, n), gelu).value;
         if (u) y *= load_some(u + i, n);
         store_some<T>(o + i, y, n);
       }
@@ -40,10 +41,11 @@ void activate_backward(Ctx& ctx, Tensor dpre, Tensor dup, Tensor dout, Tensor pr
   with_type(dout, [&]<class T>() {
     const T *x = pre.as<T>(), *u = up ? up.as<T>() : nullptr, *d = dout.as<T>();
     T *dx = dpre.as<T>(), *du = up ? dup.as<T>() : nullptr;
-    for_pieces(ctx, dout.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    const bool gelu = kind == Act::gelu_tanh;
+    for_pieces(ctx, dout.size(), kGrain, [=](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i += kLanes<T>) {
         const int64_t n = end - i;
-        const Curve<T> c = curve<T>(load_some(x + i, n), kind == Act::gelu_tanh);
+        const Curve<T> c = curve<T>(load_some(x + i, n), gelu);
         Vec<T> g = load_some(d + i, n);
         if (u) {
           store_some<T>(du + i, g * c.value, n);
