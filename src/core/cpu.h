@@ -77,6 +77,15 @@ inline int64_t row_grain(int64_t cols) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, cols));
 }
 
+// Sums over rows are cut by columns. A piece's part of a row lies too far from its part of the next for the
+// processor to see what comes: it is told so some rows ahead.
+constexpr int64_t kColumns = 128, kRowsAhead = 16;
+template <class T>
+void look_ahead(const MatMap<T>& m, int64_t row, int64_t begin, int64_t end) {
+  const T* p = m.data() + (row + kRowsAhead) * m.outerStride();
+  for (int64_t c = begin; c < end; c += 64 / sizeof(T)) __builtin_prefetch(p + c);
+}
+
 // Checks the shapes of out = a b, each transposed or not, cuts the longer side of out into pieces by the
 // shape alone, and runs tile(first row, rows, first column, columns, thread) on each.
 template <class F>

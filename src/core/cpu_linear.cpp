@@ -53,8 +53,9 @@ void bias_backward_add(Ctx& ctx, Tensor db, Tensor dout) {
   with_type(dout, [&]<class T>() {
     const auto m = matrix<T>(dout);
     RowMap<T> sum(db.as<T>(), db.size());
-    for_ranges(ctx, m.cols(), 64, [&](int64_t begin, int64_t end, int) {
+    for_ranges(ctx, m.cols(), kColumns, [&](int64_t begin, int64_t end, int) {
       for (int64_t n = 0; n < m.rows(); ++n) {
+        look_ahead(m, n, begin, end);
         sum.segment(begin, end - begin) += m.row(n).segment(begin, end - begin);
       }
     });

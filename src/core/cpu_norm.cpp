@@ -41,9 +41,10 @@ void norm_backward_add(Ctx& ctx, Tensor dx, Tensor dw, Tensor db, Tensor dout, T
       }
     });
     RowMap<T> sum_w(dw.as<T>(), width);
-    for_ranges(ctx, width, 64, [&](int64_t begin, int64_t end, int) {
+    for_ranges(ctx, width, kColumns, [&](int64_t begin, int64_t end, int) {
       const int64_t size = end - begin;
       for (int64_t n = 0; n < in.rows(); ++n) {
+        look_ahead(d, n, begin, end), look_ahead(in, n, begin, end);
         const auto part = d.row(n).segment(begin, size);
         sum_w.segment(begin, size).array() +=
             part.array() * (in.row(n).segment(begin, size).array() - s(n, 0)) * s(n, 1);
