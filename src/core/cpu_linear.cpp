@@ -81,14 +81,35 @@ void fill(Ctx& ctx, Tensor out, double value) {
   });
 }
 
+// sums[i] = the sum of squares of piece i of kChains pieces of `size`. Each is one chain of additions of what is
+// exact in double; side by side they hide the time of an addition.
+constexpr int64_t kChains = 8;
+void chains(double* sums, const float* x, int64_t size) {
+  double sum[kChains] = {};
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t c = 0; c < kChains; ++c) {
+      const double v = x[c * size + i];
+      sum[c] += v * v;
+    }
+  }
+  std::copy_n(sum, kChains, sums);
+}
+
 void sum_squares(Ctx& ctx, Tensor sum, Tensor x) {
   with_type(x, [&]<class T>() {
     const VecMap<T> v(x.as<T>(), x.size());
-    const int64_t grain = 65536, pieces = (x.size() + grain - 1) / grain;
+    const int64_t size = 65536, pieces = (x.size() + size - 1) / size;
     std::vector<double> part(static_cast<size_t>(pieces));
-    for_ranges(ctx, x.size(), grain, [&](int64_t begin, int64_t end, int) {
-      part[static_cast<size_t>(begin / grain)] =
-          v.segment(begin, end - begin).template cast<double>().square().sum();
+    const int64_t grain = pieces < 2 * kChains ? 1 : kChains;
+    for_ranges(ctx, pieces, grain, [&](int64_t begin, int64_t end, int) {
+      if constexpr (sizeof(T) == 4) {
+        if (end - begin == kChains && end * size <= x.size())
+          return chains(&part[static_cast<size_t>(begin)], v.data() + begin * size, size);
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        const auto piece = v.segment(i * size, std::min(size, x.size() - i * size));
+        part[static_cast<size_t>(i)] = piece.template cast<double>().square().sum();
+      }
     });
     double total = 0;
     for (double p : part) total += p;
