@@ -5,7 +5,8 @@
     suites/peers/peers.py --llama-bench PATH --gguf FOLDER     llama.cpp's benchmark and its gguf package
 
 Needs a Python with torch, and a BLAS worthy of it (Debian: python3-torch libopenblas0-openmp; with the reference BLAS its
-f32 products take 30 times as long, and the result file names the BLAS); llama.cpp is left out where --llama-bench names none. Every round
+f32 products take 30 times as long, and the result file names the BLAS); llama.cpp is left out where --llama-bench names none. OpenBLAS
+chooses its kernels itself: variables OPENBLAS_* are taken out, which on some machines ask for those of an old processor. Every round
 runs each program once, in an order that turns around; the figures are medians, ratios are medians of rounds.
 """
 import argparse
@@ -80,6 +81,8 @@ def main():
     a.add_argument("--only", choices=["training", "decoding"])
     a.add_argument("--out", help="file for every figure, as JSON")
     o = a.parse_args()
+    for name in [n for n in os.environ if n.startswith("OPENBLAS_")]:
+        del os.environ[name]
     groups = [
         ("training gpt2-mini, f32", [("lte", lambda: train_ours(o, "cpu+onednn+fused")),
                                      ("torch", lambda: train_torch(o, "f32"))]),
@@ -110,7 +113,8 @@ def main():
         machine = json.loads(output_of([o.lte, "info", "--json"]))["machine"]
         torch = output_of([o.python, "-c", "import torch; print(torch.__version__)"]).strip()
         with open(o.out, "w") as f:
-            json.dump(dict(machine=machine, torch=torch, blas=blas(), threads=o.threads, rows=rows), f, indent=1)
+            json.dump(dict(machine=machine, torch=torch, blas=blas(),
+                           threads=o.threads, rows=rows), f, indent=1)
             f.write("\n")
 
 
