@@ -79,6 +79,31 @@ TEST_P(FusedProduct, LinearHasTheBitsOfProductAndBias) {
 
 INSTANTIATE_TEST_SUITE_P(Own, FusedProduct, ::testing::Values("cpu+fused", "cpu+onednn+fused"));
 
+// Long enough for pieces that are summed side by side, and for columns beyond the first cut.
+TEST(Sums, OfManyPiecesAreThoseOfLoops) {
+  Store s;
+  Rng rng(6);
+  Backend one = open_backend("cpu", 1), many = open_backend("cpu", 7);
+  for (const int64_t n : {int64_t{1 << 20} + 77, int64_t{1 << 20}, int64_t{17 * 65536 + 1}}) {
+    const Tensor x = s.normal(DType::f32, {n}, rng), a = s.normal(DType::f64, {1}, rng),
+                 b = s.normal(DType::f64, {1}, rng);
+    double want = 0;
+    for (int64_t i = 0; i < n; ++i) want += at(x, i) * at(x, i);
+    one.ops.sum_squares(*one.ctx, a, x), many.ops.sum_squares(*many.ctx, b, x);
+    EXPECT_NEAR(at(a, 0), want, 1e-6 * want);
+    EXPECT_TRUE(bits(a) == bits(b)) << n;
+  }
+  const int64_t N = 40, D = 300;
+  const Tensor d = s.normal(DType::f32, {N, D}, rng), a = s.normal(DType::f32, {D}, rng);
+  const Tensor b = s.normal(DType::f32, {D}, rng);
+  Values want = values(a);
+  for (int64_t i = 0; i < D; ++i) put(b, i, want[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < N * D; ++i) want[static_cast<size_t>(i % D)] += at(d, i);
+  one.ops.bias_backward_add(*one.ctx, a, d), many.ops.bias_backward_add(*many.ctx, b, d);
+  EXPECT_TRUE(bits(a) == bits(b));
+  for (int64_t i = 0; i < D; ++i) EXPECT_NEAR(at(a, i), want[static_cast<size_t>(i)], 1e-4);
+}
+
 TEST(Profile, ListsEveryOperation) {
   std::set<std::string> names;
   std::set<std::string> places;

@@ -72,8 +72,8 @@ TEST_P(TokenTest, AttendTokenIsThreeOperations) {
       << "the cache is full";
 }
 
-// One token and rows that a block reads as a whole: few, all and no open experts, more blocks than neurons, columns that
-// end inside a piece. What is closed is not read.
+// One token and long rows: some, all and no open experts, experts of one neuron and of many, columns that end inside a
+// block's turn. What is closed is not read.
 TEST_P(TokenTest, GatheredByLongRowsOfBf16) {
   if (dtype != DType::f32 || !takes_bf16(spec)) GTEST_SKIP() << "no weights of bf16 here";
   struct {

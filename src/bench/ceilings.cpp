@@ -1,6 +1,7 @@
 #include "bench/ceilings.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/device.h"
 
@@ -85,12 +86,20 @@ Ceilings measure_ceilings(Backend& be, int threads, const StreamBlock& block, in
   const bool bf16 = has_bf16(be);
   const int64_t side = bf16 ? kGemmSide : 1;
   GemmProbe half(be, side, side, side, DType::bf16, true);
+  // The best products of this build beside the backend's own: floats, and floats rounded to bf16 where it can.
+  Backend best = open_backend("auto", threads);
+  std::optional<Backend> rounding;
+  try {
+    rounding = open_backend(fastest_backend() + "+bf16", threads);
+  } catch (const Error&) {  // not in this build
+  }
   const double flops = 2.0 * kGemmSide * kGemmSide * kGemmSide;
   for (int i = 0; i < passes; ++i) {
     c.stream_one = std::max(c.stream_one, stream_rate(one, block));
     c.stream_all = std::max(c.stream_all, stream_rate(all, block));
-    c.gemm_f32 = std::max(c.gemm_f32, flops / f32.seconds(be));
+    c.gemm_f32 = std::max({c.gemm_f32, flops / f32.seconds(be), flops / f32.seconds(best)});
     if (bf16) c.gemm_bf16 = std::max(c.gemm_bf16, flops / half.seconds(be));
+    if (bf16 && rounding) c.gemm_bf16 = std::max(c.gemm_bf16, flops / f32.seconds(*rounding));
   }
   return c;
 }

@@ -10,8 +10,8 @@ namespace lte {
 
 struct Ceilings {
   double stream_one = 0, stream_all = 0;  // bytes/s read from memory, by one thread and by all
-  double gemm_f32 = 0;                    // FLOP/s of the backend's product of floats
-  double gemm_bf16 = 0;                   // the same with weights of bf16; 0: it has none
+  double gemm_f32 = 0;   // FLOP/s of products of floats: the backend's, or the best of this build
+  double gemm_bf16 = 0;  // the same by weights of bf16, or rounding to it; 0: the backend has none
   // Of a device alone, where stream_all is what a kernel reads and products are the vendor's (gemm_f32 with
   // TF32 where the backend computes so); see DeviceRates.
   double copy = 0, gemm_tf32 = 0, clock = 0;

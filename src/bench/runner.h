@@ -11,7 +11,7 @@
 namespace lte {
 
 // Raise it when a change of the trainer, the methods or the scoring changes results.
-inline constexpr int kTrainerRevision = 4;
+inline constexpr int kTrainerRevision = 5;
 
 struct Progress {
   int stage = 0, stages = 0;  // how many are done, this one counted; of how many

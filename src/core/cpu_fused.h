@@ -207,7 +207,8 @@ void pack_panel(T* to, const T* b, bool tb, int64_t ldb, int64_t inner, int64_t 
   transpose(to, W, b + first * ldb, ldb, width, inner);
 }
 
-// Lane by lane a where it is larger (less) than b, else b: one instruction, which compilers do not find.
+// Lane by lane a where it is larger (less) than b, else b: one instruction, which compilers do not find. With a mask, for GCC 12
+// warns of the register that the plain form leaves undefined.
 inline Vec<float> larger(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   return Vec<float>(_mm512_maskz_max_ps(0xffff, __m512(a), __m512(b)));
@@ -299,8 +300,9 @@ T largest_of(Vec<T> v) {
   return most;
 }
 
-// out = a b, or += where `add`, then + bias to every row if there is one, for the entries gemm, gemm_add and linear. Every element is one chain of fused
-// multiply-adds over the inner dimension in blocks of a fixed length: its bits do not depend on the cut.
+// out = a b, or += where `add`, then + bias to every row if there is one, for the entries gemm, gemm_add and linear (inner
+// dimension > 0). Every element is one chain of fused multiply-adds over the inner dimension in blocks of a fixed length: its bits
+// do not depend on the cut.
 template <class T>
 void product(Ctx&, Tensor out, Tensor a, bool ta, Tensor b, bool tb, bool add, Tensor bias = {});
 

@@ -77,7 +77,7 @@ Vec<T> below(int64_t length, Vec<T> x, T other) {
 }
 
 // Row of scores -> probabilities over its first `length` positions, 0 up to `end`; returns
-// log(sum of exp(scale score)). The row's last vector may hang over, within whole panels.
+// log(sum of exp(scale score)). The row's last vector may hang over.
 template <class T>
 T softmax_row(T* row, int64_t length, int64_t end, T scale) {
   constexpr int L = kLanes<T>;
@@ -136,9 +136,9 @@ void attention(Ctx& ctx, Tensor out, Tensor probs, Tensor qkv, Tensor k, Tensor 
 }
 
 // Scores and dP = dO V' of one row -> probabilities P and dS = P (dP - rowsum(P dP)) / sqrt(C), both 0
-// in the rest of the row's last vector.
+// from `length` up to `end`, and in the rest of the row's last vector.
 template <class T>
-void backward_row(T* p, T* dp, int64_t length, T scale, T log_sum) {
+void backward_row(T* p, T* dp, int64_t length, int64_t end, T scale, T log_sum) {
   constexpr int L = kLanes<T>;
   const int64_t last = (length - 1) / L * L;
   const auto share_of = [&](int64_t i) { return exp_of(load(p + i) * scale - log_sum); };
@@ -151,6 +151,7 @@ void backward_row(T* p, T* dp, int64_t length, T scale, T log_sum) {
   const T mean = sum_of<T>(sums + load(p + last) * load(dp + last));
   for (int64_t i = 0; i <= last; i += L)
     store<T>(dp + i, load(p + i) * (load(dp + i) - mean) * scale);
+  for (int64_t i = last + L; i < end; ++i) p[i] = dp[i] = 0;
 }
 
 // What one key-value head and the query heads that share it read and write.
@@ -174,7 +175,7 @@ void backward_block(const Head<T>& h, int64_t t, int64_t rows, const T* q, int64
     scores_of(h.p + r * h.lds, h.lds, q + r * ldq, ldq, n, h.keys_t, C, reach);
     scores_of(h.ds + r * h.lds, h.lds, d + r * ldd, ldd, n, h.values_t, C, reach);
     for (int64_t j = 0; j < n; ++j) {
-      backward_row(h.p + (r + j) * h.lds, h.ds + (r + j) * h.lds, t + r + j + 1, h.scale,
+      backward_row(h.p + (r + j) * h.lds, h.ds + (r + j) * h.lds, t + r + j + 1, reach, h.scale,
                    log_sums[r + j]);
     }
     block_product<T>(n, C, dq + r * ldq, ldq, h.ds + r * h.lds, h.lds, 1, h.keys.at, h.keys.stride,

@@ -58,8 +58,8 @@ const void* first_row(const Layer& f, const int32_t* active, int64_t i) {
 }
 
 // Few tokens: the neurons of the selected experts are cut into pieces of one length, wherever an expert
-// ends; every piece sums into rows of its own. Of one token, experts that are neighbours in memory are
-// one run of rows.
+// ends; every piece sums into rows of its own. Experts that are neighbours in memory and have all tokens are one
+// run of rows.
 void few_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
   const int64_t N = f.N, matrices = 1 + (f.up.data ? 1 : 0) + (f.gate_w.data ? 1 : 0);
   int64_t selected = 0;
@@ -84,7 +84,9 @@ void few_tokens(Ctx& ctx, const Layer& f, Tensor out, Tensor x) {
     while (begin < end) {
       const int64_t at = begin / f.G, e = active[at], j = e * f.G + begin % f.G;
       int64_t stop = at + 1;  // experts [at, stop) are one run
-      while (N == 1 && stop < selected && active[stop] == active[stop - 1] + 1) ++stop;
+      while (f.count[e] == N && stop < selected && active[stop] == active[stop - 1] + 1 &&
+             f.count[active[stop]] == N)
+        ++stop;
       const int64_t rows = std::min({end, stop * f.G, begin + kMostRows}) - begin;
       const int32_t* list = f.index + e * N;
       const int64_t n = f.count[e];
@@ -192,6 +194,7 @@ void all_neurons(Ctx& ctx, const Layer& f, Tensor out, Tensor x, Tensor up, Tens
         activate_block<float>(h, h, gate_w ? a : nullptr, F, f.act);
         const float* gate = f.gates + (first + n) * f.E;
         for (int64_t e = 0; e < f.E; ++e) {
+          if (gate[e] == 1) continue;
           for (float* v = h + e * f.G; v < h + (e + 1) * f.G; ++v)
             *v = gate[e] == 0 ? 0 : *v * gate[e];
         }

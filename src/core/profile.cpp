@@ -61,7 +61,11 @@ double thread_seconds() {
 }
 
 Profiled profiled(const Backend& inner) {
-  Profiled p{.backend = {.name = inner.name, .ops = {}, .ctx = {}, .memory = inner.memory},
+  Profiled p{.backend = {.name = inner.name,
+                         .ops = {},
+                         .ctx = {},
+                         .memory = inner.memory,
+                         .threads = inner.threads},
              .clock = std::make_shared<ProfileCtx>()};
   p.clock->inner = inner;
   visit_ops([&]<auto kEntry>(const char* name) {

@@ -59,10 +59,10 @@ struct ThreadPool {
   std::vector<std::thread> workers;
 };
 
-// fn(i) for every i in [0, n), by at most `threads` threads; throws what one of them threw.
+// fn(i) for every i in [0, n), by at most so many threads (as of thread_count); throws what one of them threw.
 template <class Fn>
 void for_each_piece(int threads, int64_t n, Fn&& fn) {
-  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n, 1, threads)));
+  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n, 1, thread_count(threads))));
   std::exception_ptr thrown;
   std::mutex mutex;
   pool.run(n, [&](int64_t i, int) {
