@@ -29,7 +29,9 @@ void hidden_of(const Layer& f, int64_t j, int64_t rows, const int32_t* list, int
     const Rows up = f.up.from(j);
     if (f.gate_w.data && !f.known) dots(g, rows, f.gate_w.from(j), rows, x, n, up.data);
     dots(u, rows, up, rows, x, n, f.down.from(j).data);
-    for (int64_t i = 0; f.up_bias && i < size; ++i) u[i] += f.up_bias[j + i % rows];
+    for (int64_t i = 0; f.up_bias && i < n; ++i) {
+      for (int64_t r = 0; r < rows; ++r) u[i * rows + r] += f.up_bias[j + r];
+    }
   }
   if (f.known) {
     for (int64_t i = 0; i < n; ++i) {
@@ -44,9 +46,9 @@ void hidden_of(const Layer& f, int64_t j, int64_t rows, const int32_t* list, int
   for (int64_t i = 0; i < n; ++i) {
     const float* gate = f.gates + list[i] * f.E;
     for (int64_t r = 0, e = j / f.G; r < rows; ++e) {
-      for (const int64_t stop = std::min(rows, (e + 1) * f.G - j); r < stop; ++r) {
-        h[i * rows + r] *= gate[e];
-      }
+      const int64_t stop = std::min(rows, (e + 1) * f.G - j);
+      if (gate[e] == 1) r = stop;
+      for (; r < stop; ++r) h[i * rows + r] *= gate[e];
     }
   }
 }
