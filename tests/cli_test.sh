@@ -354,5 +354,26 @@ sed 's/^steps.*/steps = 3\nlr = 10/; s/"named"/"wild"/' named.toml > wild.toml
 check "a diverged model is recorded" test -s wild/records.jsonl
 check "and the report can be made" "$lte" report --results wild
 
+# Two result files held against each other: 0 as fast, 1 slower, 2 not comparable.
+timings() {
+  local list="" n
+  for n in 1 2 3 4 5 6 7 8 9; do
+    list+="${list:+,}{\"run_name\": \"$1\", \"name\": \"$1\", \"run_type\": \"iteration\", \"real_time\": $2.$n, \"time_unit\": \"us\"}"
+  done
+  echo "{\"context\": {\"cpu\": \"X\", \"threads\": \"2\"}, \"benchmarks\": [$list]}"
+}
+timings row 100 > same.json
+timings row 150 > slow.json
+timings other 100 > other.json
+for pair in "same same 0" "same slow 1" "slow same 0" "same other 2" "same none 2"; do
+  read -r a b code <<< "$pair"
+  "$lte" compare "$a.json" "$b.json" > out 2> err
+  check "compare $a $b ends with $code" test $? -eq "$code"
+done
+check "bench-step says where time goes" "$lte" bench-step --model gpt2-nano --batch 1 --seq 16 --steps 1 --rounds 1 --profile
+check "and what bounds it" grep -q "gemm" out
+check "info measures ceilings" "$lte" info --ceilings
+check "of reading and of products" test "$(grep -c "^ceiling .*G[BF]" out)" -ge 4
+
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
