@@ -370,10 +370,10 @@ for pair in "same same 0" "same slow 1" "slow same 0" "same other 2" "same none 
   "$lte" compare "$a.json" "$b.json" > out 2> err
   check "compare $a $b ends with $code" test $? -eq "$code"
 done
-check "bench-step says where time goes" "$lte" bench-step --model gpt2-nano --batch 1 --seq 16 --steps 1 --rounds 1 --profile
-check "and what bounds it" grep -q "gemm" out
-check "info measures ceilings" "$lte" info --ceilings
-check "of reading and of products" test "$(grep -c "^ceiling .*G[BF]" out)" -ge 4
+"$lte" bench-step --model gpt2-nano --batch 1 --seq 16 --steps 1 --rounds 1 --profile > steps.txt 2> err
+check "bench-step says where time goes" grep -q "gemm" steps.txt
+"$lte" info --ceilings > ceilings.txt 2> err
+check "info measures ceilings of reading and of products" test "$(grep -c "^ceiling .*G[BF]" ceilings.txt)" -ge 4
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
