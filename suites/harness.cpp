@@ -7,6 +7,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <set>
 
@@ -279,6 +280,8 @@ int run_suite(int argc, char** argv) {
   Latest<Prepared> latest;
   const std::vector<Case> all = cases(session.options);
   for (const Case& c : all) register_case(c, session, gauge, latest);
+  // Result files name the program, not a folder of this machine.
+  if (char* slash = std::strrchr(argv[0], '/')) argv[0] = slash + 1;
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   add_context(session, gauge);
