@@ -124,4 +124,8 @@ Backend open_backend(std::string_view named, int threads) {
   return backend;
 }
 
+Backend on_host(const Backend& be, int threads) {
+  return be.device ? open_backend("auto", threads) : be;
+}
+
 }  // namespace lte

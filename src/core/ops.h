@@ -333,5 +333,7 @@ std::string fastest_inference();
 // `spec` is a backend with variants, "cpu" or "cpu+naive". threads <= 0: one for each core.
 // Throws Error that lists what is known.
 Backend open_backend(std::string_view spec, int threads = 0);
+// For work that lies better beside a GPU than on it: a CPU's backend itself; of a GPU, "auto" on its host.
+Backend on_host(const Backend&, int threads);
 
 }  // namespace lte

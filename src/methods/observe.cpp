@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <optional>
 
 #include "methods/in_order.h"
 #include "methods/predictor.h"
@@ -70,9 +69,7 @@ Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t 
   Observed seen{.layer = std::vector<Contributions>(p.layer.size())};
   // Norms of outputs are summed on the host: a GPU's outputs would have to move there, D numbers for each expert and
   // token, so the host multiplies, too.
-  std::optional<Backend> host;
-  if (in.backend.device && what == Contribution::output_norm)
-    host = open_backend("auto", in.backend.threads);
+  Backend host = on_host(in.backend, in.backend.threads);
   seen.tokens = calibrate(in, p, open, tokens, [&](const State& state) {
     for (size_t i = 0; i < p.layer.size(); ++i) {
       Contributions& c = seen.layer[i];
@@ -81,7 +78,7 @@ Observed observe(const FitInput& in, const Params& p, const Plan& plan, int64_t 
       c.D = s.mid.cols(), c.E = s.act.cols() / f.group;
       append_input(in.backend, f, s, state.layer[i > 0 ? i - 1 : 0], c);
       if (what == Contribution::output_norm) {
-        append_output_norms(host ? *host : in.backend, p.layer[i], f, s, c);
+        append_output_norms(host, p.layer[i], f, s, c);
       } else {
         append_measured(in.backend, p.layer[i], f, s, c);
       }

@@ -204,22 +204,17 @@ double train_predictor(Backend& be, LayerParams& w, const FfnPlan& plan, const C
   return 6 * macs * static_cast<double>(rows.size()) * static_cast<double>(epochs);
 }
 
-double train_predictors(Backend& be, Params& p, const Plan& plan,
+double train_predictors(const Backend& be, Params& p, const Plan& plan,
                         std::span<const Contributions> seen, std::span<const PredictorSpec> specs,
                         uint64_t seed, uint64_t salt) {
   std::vector<double> flops(seen.size());
-  const auto train_one = [&](Backend& on, size_t i) {
+  const int side_by_side = be.device ? be.threads : 1;
+  for_each_piece(side_by_side, static_cast<int64_t>(seen.size()), [&](int64_t layer) {
+    const auto i = static_cast<size_t>(layer);
+    Backend on = on_host(be, 1);
     flops[i] =
         train_predictor(on, p.layer[i], plan.layer[i], seen[i], specs[i], hash64(seed, salt, i));
-  };
-  if (be.device) {
-    for_each_piece(be.threads, static_cast<int64_t>(seen.size()), [&](int64_t i) {
-      Backend host = open_backend("auto", 1);
-      train_one(host, static_cast<size_t>(i));
-    });
-  } else {
-    for (size_t i = 0; i < seen.size(); ++i) train_one(be, i);
-  }
+  });
   return std::accumulate(flops.begin(), flops.end(), 0.0);
 }
 

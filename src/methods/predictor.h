@@ -47,7 +47,7 @@ double train_predictor(Backend&, LayerParams&, const FfnPlan&, const Contributio
 // All layers' by their specs, seeds made of `seed`, `salt` and the layer. What a GPU's backend is given is trained on
 // the host, layers side by side: targets and losses are the host's anyway, and so many small steps wait for memory to
 // move.
-double train_predictors(Backend&, Params&, const Plan&, std::span<const Contributions>,
+double train_predictors(const Backend&, Params&, const Plan&, std::span<const Contributions>,
                         std::span<const PredictorSpec>, uint64_t seed, uint64_t salt);
 
 // [n,E], 0 or 1: which gates the layer's plan opens, and which experts matter: those with an output above
